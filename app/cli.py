@@ -32,12 +32,16 @@ PROG = "worker"
 class P2pRoom(Protocol):
     """What both `p2p` and `p2p_stub` offer."""
 
-    SUPPORTED: bool
-
-    def work(self, options: P2pOptions, extra: list[str] | None) -> int: ...
-    def connect(self, options: ConnectOptions, extra: list[str] | None) -> int: ...
-    def list_workers(self, options: ListOptions, extra: list[str] | None) -> int: ...
-    def token(self, options: TokenOptions, extra: list[str] | None) -> int: ...
+    @property
+    def SUPPORTED(self) -> bool: ...
+    @property
+    def work(self) -> Callable[[P2pOptions, list[str] | None], int]: ...
+    @property
+    def connect(self) -> Callable[[ConnectOptions, list[str] | None], int]: ...
+    @property
+    def list_workers(self) -> Callable[[ListOptions, list[str] | None], int]: ...
+    @property
+    def token(self) -> Callable[[TokenOptions, list[str] | None], int]: ...
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,17 @@ class Command:
 def _commands(p2p: P2pRoom) -> dict[str, Command]:
     return {
         "llama-cpp-rpc": Command(
-            LlamaCppRpcOptions, llama_cpp_rpc.run, "unpack the carried rpc-server and become it", "llama-rpc-server-args"
+            LlamaCppRpcOptions,
+            llama_cpp_rpc.run,
+            "unpack the carried rpc-server and become it",
+            "llama-rpc-server-args",
         ),
         "p2p-llama-cpp-rpc": Command(
-            P2pOptions, p2p.work, "run rpc-server behind an encrypted relay that heads find", "llama-rpc-server-args", True
+            P2pOptions,
+            p2p.work,
+            "run rpc-server behind an encrypted relay that heads find",
+            "llama-rpc-server-args",
+            True,
         ),
         "connect": Command(
             ConnectOptions, p2p.connect, "on the head: find workers, open tunnels, run a command", "command", True

@@ -230,10 +230,18 @@ class ConnectOptions:
     network_id: str = _network_id()
     workers: Optional[int] = _option("--workers", help="wait for this many workers", metavar="N", convert=int)
     only: tuple[str, ...] = _option(
-        "--only", help="use these workers only (name or id, repeatable)", metavar="NAME", fallback=(), convert=_split_list
+        "--only",
+        help="use these workers only (name or id, repeatable)",
+        metavar="NAME",
+        fallback=(),
+        convert=_split_list,
     )
     exclude: tuple[str, ...] = _option(
-        "--exclude", help="leave these workers out (name or id, repeatable)", metavar="NAME", fallback=(), convert=_split_list
+        "--exclude",
+        help="leave these workers out (name or id, repeatable)",
+        metavar="NAME",
+        fallback=(),
+        convert=_split_list,
     )
     timeout: float = _timeout()
     peer: tuple[str, ...] = _peer()
@@ -259,9 +267,7 @@ class ListOptions:
     network_id: str = _network_id()
     json: bool = _switch("--json", help="print JSON")
     watch: bool = _switch("--watch", help="stay and show what changes")
-    timeout: float = _option(
-        "--timeout", help="seconds to look for workers", metavar="S", fallback=3.0, convert=float
-    )
+    timeout: float = _option("--timeout", help="seconds to look for workers", metavar="S", fallback=3.0, convert=float)
     peer: tuple[str, ...] = _peer()
     peers_file: Optional[str] = _peers_file()
     no_mdns: bool = _no_mdns()

@@ -1,0 +1,48 @@
+"""The `version` and `licenses` commands: what this file is and carries."""
+
+from __future__ import annotations
+
+import json
+
+from app import __version__, embedded
+from app.errors import ExitCode
+from app.options import LicensesOptions, VersionOptions
+
+
+def version(options: VersionOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
+    """`worker version`"""
+    manifest = embedded.payload().manifest
+    about = embedded.about()
+    native = manifest.native
+    facts = {
+        "version": __version__,
+        "p2p": about["p2p"],
+        "llama_cpp": native.llama_cpp,
+        "llama_cpp_commit": native.commit,
+        "rpc_protocol": native.rpc_protocol,
+        "target": native.target,
+        "backends": native.backends,
+        "cpu_variants": native.cpu_variants,
+        "glibc": {"rpc-server": native.glibc, "launcher": about["glibc"]},
+        "libc_bundled": native.libc_bundled,
+        "compiler": native.compiler,
+        "python": about["python"],
+        "payload": manifest.digest,
+    }
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return ExitCode.OK
+    libc = "its own libc" if native.libc_bundled else f"glibc {native.glibc} or newer"
+    print(f"worker {__version__} ({'with' if about['p2p'] else 'without'} p2p, {native.target})")
+    print(f"llama.cpp {native.llama_cpp}, commit {native.commit}, RPC protocol {native.rpc_protocol}")
+    print(f"backends: {', '.join(native.backends)}; CPU variants: {' '.join(native.cpu_variants)}")
+    print(f"needs: glibc {about['glibc']} or newer for this program, {libc} for rpc-server")
+    print(f"built with: {native.compiler}, Python {about['python']}")
+    print(f"payload: {manifest.digest}")
+    return ExitCode.OK
+
+
+def licenses(options: LicensesOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
+    """`worker licenses`"""
+    print(embedded.licenses(), end="")
+    return ExitCode.OK

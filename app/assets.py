@@ -1,0 +1,69 @@
+"""The `assets` command: where the carried files are unpacked, whether they are whole, and what can go."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from pathlib import Path
+
+from app import embedded, onefile
+from app.directories import open_private, opened, remove
+from app.errors import ExitCode, WorkerError
+from app.options import AssetsOptions
+from app.payload import base_directories, locked, verified
+from app.verify import Damaged
+
+_PAYLOAD_NAME = re.compile(r"[0-9a-f]{64}(\.tmp-[0-9a-f]{8}|\.damaged)?")
+
+
+def run(options: AssetsOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
+    """`worker assets path|verify|prune`"""
+    payload = embedded.payload()
+    bases = base_directories(options.backend_assets_path, os.environ)
+    digest = payload.manifest.digest
+    found = [base for base in bases if (base / digest).is_dir()]
+    if options.action == "path":
+        print((found or bases)[0] / digest)
+    elif options.action == "verify":
+        if not found:
+            raise WorkerError(f"nothing is unpacked in {bases[0]}", "a start unpacks it", ExitCode.ASSETS)
+        try:
+            os.close(verified(found[0], payload.manifest).fd)
+        except Damaged as damage:
+            raise WorkerError(
+                f"{found[0] / digest}: {damage}", "it is never run: the next start unpacks it anew", ExitCode.ASSETS
+            ) from None
+        print(f"{found[0] / digest}: {len(payload.manifest.files)} files, all as they were built")
+    else:
+        for base in bases:
+            if base.is_dir():
+                for name in _prune(base, digest):
+                    print(f"removed {base / name}")
+        for path in onefile.prune():
+            print(f"removed {path}")
+    return ExitCode.OK
+
+
+def _prune(base: Path, keep: str) -> list[str]:
+    """Remove every payload but `keep` that no process uses; the names of what went."""
+    removed = []
+    with opened(open_private(base, create=False)) as base_fd, locked(base_fd, base):
+        for name in sorted(os.listdir(base_fd)):
+            if _PAYLOAD_NAME.fullmatch(name) and name != keep and _remove_unused(base_fd, name):
+                removed.append(name)
+    return removed
+
+
+def _remove_unused(base_fd: int, name: str) -> bool:
+    """Remove `name` unless a running server holds its lock."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base_fd)
+    except OSError:
+        return remove(base_fd, name)
+    with opened(fd):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return remove(base_fd, name)

@@ -1,0 +1,107 @@
+"""Directories that hold code: nobody but us and root may be able to change what we find there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.errors import ExitCode, WorkerError
+
+
+class UnsafeDirectory(WorkerError):
+    """The directory, or one on the way to it, cannot be used; the hint says what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message, hint, ExitCode.ASSETS)
+
+
+def open_private(path: Path, *, create: bool) -> int:
+    """A descriptor of the directory `path` (absolute), reached through no symbolic link.
+
+    Every directory on the way must belong to us or root and be writable by nobody
+    else, except a root-owned sticky one such as /tmp; the last must be ours. With
+    `create` the missing ones are made, mode 0700. Raises `UnsafeDirectory`, and
+    `FileNotFoundError` when the directory is missing and is not to be made.
+    """
+    here = Path("/")
+    fd = os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in path.parts[1:]:
+            here /= part
+            below = _open_below(fd, part, here, create=create)
+            os.close(fd)
+            fd = below
+            check_owner(os.fstat(fd), here)
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise UnsafeDirectory(f"{path} belongs to another user", _elsewhere(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check_owner(status: os.stat_result, path: Path) -> None:
+    """Raise `UnsafeDirectory` unless `path` belongs to us or root and nobody else may write to it."""
+    if status.st_uid not in (0, os.geteuid()):
+        raise UnsafeDirectory(f"{path} belongs to another user (uid {status.st_uid})", _elsewhere(path))
+    sticky_of_root = status.st_uid == 0 and status.st_mode & stat.S_ISVTX
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky_of_root:
+        raise UnsafeDirectory(f"{path} can be written by other users", f"chmod go-w {path}, or {_elsewhere(path)}")
+
+
+@contextlib.contextmanager
+def opened(fd: int) -> Iterator[int]:
+    """Close `fd` at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def remove(parent: int, name: str) -> bool:
+    """Remove a directory tree, or whatever else has that name; follows no link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=parent)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        os.unlink(name, dir_fd=parent)
+        return True
+    with opened(fd):
+        for below in os.listdir(fd):
+            remove(fd, below)
+    os.rmdir(name, dir_fd=parent)
+    return True
+
+
+def _open_below(parent: int, name: str, path: Path, *, create: bool) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        try:
+            return os.open(name, flags, dir_fd=parent)
+        except FileNotFoundError:
+            if not create:
+                raise
+        with contextlib.suppress(FileExistsError):  # another start was faster
+            os.mkdir(name, 0o700, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            kind = "a symbolic link" if path.is_symlink() else "not a directory"
+            raise UnsafeDirectory(f"{path} is {kind}", _elsewhere(path)) from None
+        raise UnsafeDirectory(
+            f"cannot use {path}: {(error.strerror or str(error)).lower()}", _elsewhere(path)
+        ) from None
+
+
+def _elsewhere(path: Path) -> str:
+    resolved = path.resolve()
+    target = f" (it leads to {resolved})" if resolved != path else ""
+    return f"name another directory with --backend-assets-path or BACKEND_ASSETS_PATH{target}"

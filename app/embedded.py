@@ -1,0 +1,47 @@
+"""What this file carries beside the launcher: the payload, notes of the build, licences."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app import carchive, manifest
+from app.manifest import Manifest
+
+MANIFEST_ENTRY = "payload/manifest.json"
+ASSETS_ENTRY = "payload/assets.tar.xz"
+ABOUT_ENTRY = "payload/about.json"
+LICENSES_ENTRY = "payload/licenses.txt.xz"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The table of contents, and how to read the archive: an xz-compressed tar of the files."""
+
+    manifest: Manifest
+    read_assets: Callable[[], bytes]
+
+
+def payload() -> Payload:
+    """The payload of the running file. Raises `WorkerError` when it carries none."""
+    return Payload(manifest.from_json(_read(MANIFEST_ENTRY)), lambda: _read(ASSETS_ENTRY))
+
+
+def about() -> dict[str, Any]:
+    """What the build noted about the launcher itself (`worker.spec` writes it)."""
+    plain: dict[str, Any] = json.loads(_read(ABOUT_ENTRY))
+    return plain
+
+
+def licenses() -> str:
+    """The licence texts of everything carried."""
+    return lzma.decompress(_read(LICENSES_ENTRY)).decode()
+
+
+def _read(name: str) -> bytes:
+    with Path(carchive.EXECUTABLE).open("rb") as file:
+        return carchive.entries(file)[name].read(file)

@@ -1,0 +1,120 @@
+"""The one place that prepares a child: a hermetic environment, and exec.
+
+What the server sees is the user's environment with these changes and no other:
+
+- what the bootloader set for itself is put back as the user had it
+  (`LD_LIBRARY_PATH` and its kind) or dropped (`_PYI*`, `_MEI*`);
+- the token variables are dropped: the server has no use for the secret;
+- `backend-assets/lib` and `<assets>/lib`, where they exist, are appended to
+  `LD_LIBRARY_PATH`, as LocalAI does; `LOCALAI_SKIP_LIBRARY_PATH` turns that off;
+- paths that ggml reads are made absolute, because the working directory becomes
+  the server's own: ggml also loads `libggml-*.so` from the current directory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from app import onefile
+from app.directories import UnsafeDirectory, open_private
+from app.payload import LIBRARIES, Assets
+
+TOKEN_VARIABLES = ("LOCALAI_TOKEN", "LOCALAI_P2P_TOKEN", "TOKEN")
+_BOOTLOADER_PREFIXES = ("_PYI", "_MEI", "PYINSTALLER_")
+_LOADER_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD")
+_ORIGINAL = "_ORIG"
+"""PyInstaller keeps the user's value of a variable that it changed under this suffix."""
+_PATH_VARIABLES = ("LLAMA_CACHE", "XDG_CACHE_HOME", "GGML_BACKEND_PATH")
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """An rpc-server ready to be started: what `execve` wants, and the working directory."""
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: Path
+
+
+def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` as the user had it before the bootloader changed it."""
+    env = {name: value for name, value in environ.items() if not name.startswith(_BOOTLOADER_PREFIXES)}
+    for name in _LOADER_VARIABLES:
+        original = env.pop(name + _ORIGINAL, None)
+        if original is not None:
+            env[name] = original
+        elif onefile.home() is not None:
+            env.pop(name, None)
+    return env
+
+
+def server_command(assets: Assets, arguments: list[str], environ: Mapping[str, str]) -> ServerCommand:
+    """How to start the server of `assets` with `arguments`, from the environment we were started in."""
+    env = user_environment(environ)
+    for name in TOKEN_VARIABLES:
+        env.pop(name, None)
+    for name in _PATH_VARIABLES:
+        if env.get(name):
+            env[name] = str(Path(env[name]).absolute())
+    argv = [str(assets.server), *arguments]
+    if not env.get("LOCALAI_SKIP_LIBRARY_PATH"):
+        libraries = _library_directories(assets)
+        if libraries:
+            env["LD_LIBRARY_PATH"] = ":".join(filter(None, [env.get("LD_LIBRARY_PATH", ""), *map(str, libraries)]))
+        loader = assets.path / LIBRARIES / "ld.so"
+        if loader.exists():
+            argv.insert(0, str(loader))
+    return ServerCommand(argv, env, assets.server.parent)
+
+
+def bind_to_parent() -> None:
+    """In the process that is about to exec: die with the parent, and leave no core file.
+
+    A core file would hold what the cluster computes. The caller's parent is the one
+    that counts at this moment, whatever its number: as PID 1's child in a container
+    `getppid()` is 1 from the start.
+    """
+    parent = os.getppid()
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        log.warning("cannot tie the server to this process: %s", os.strerror(ctypes.get_errno()))
+    if os.getppid() != parent:
+        os._exit(1)  # it died in between and the signal will not come
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def become(assets: Assets, command: ServerCommand) -> NoReturn:
+    """Replace this process by the server, which keeps the lock on its directory."""
+    os.set_inheritable(assets.fd, True)
+    bind_to_parent()
+    # Python ignores these two, and what is ignored stays so across exec.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    os.chdir(command.cwd)
+    onefile.empty()
+    os.execve(command.argv[0], command.argv, command.env)  # noqa: S606 - becoming the server is the job
+
+
+def _library_directories(assets: Assets) -> list[Path]:
+    """The carried libraries, then the user's own; these hold code, so nobody else may be able to write there."""
+    directories = [assets.path / LIBRARIES] if (assets.path / LIBRARIES).is_dir() else []
+    own = assets.base / "lib"
+    try:
+        os.close(open_private(own, create=False))
+        directories.append(own)
+    except FileNotFoundError:
+        pass
+    except UnsafeDirectory as problem:
+        log.warning("%s is left out: %s", own, problem.message)
+    return directories

@@ -1,0 +1,64 @@
+"""The temporary directory of a PyInstaller onefile program: marked, emptied, and cleaned up after kills.
+
+The bootloader unpacks the interpreter to `_MEIxxxxxx` and removes that when its
+child ends, but not when it is killed with -9. The marker tells ours from other
+programs' and names the process that uses it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from app.directories import opened, remove
+
+MARKER = "worker.pid"
+
+
+def home() -> Path | None:
+    """Where the bootloader unpacked this program; None when it runs from source."""
+    directory = getattr(sys, "_MEIPASS", None)
+    return Path(directory) if directory and getattr(sys, "frozen", False) else None
+
+
+def mark() -> None:
+    """Write our process id into the directory, so that `prune` can tell when it is abandoned."""
+    if directory := home():
+        (directory / MARKER).write_text(str(os.getpid()))
+
+
+def empty() -> None:
+    """Remove everything but the marker: what comes after exec needs nothing of it.
+
+    The directory itself stays: its name must not go to somebody else before the
+    bootloader removes it.
+    """
+    if directory := home():
+        with opened(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            for name in os.listdir(fd):
+                if name != MARKER:
+                    remove(fd, name)
+
+
+def prune() -> list[Path]:
+    """Remove the directories that killed launchers of ours left; those that went."""
+    removed = []
+    top = Path(tempfile.gettempdir())
+    for directory in sorted(top.glob("_MEI*")):
+        if _abandoned(directory):
+            with opened(os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+                remove(fd, directory.name)
+            removed.append(directory)
+    return removed
+
+
+def _abandoned(directory: Path) -> bool:
+    try:
+        if directory.lstat().st_uid != os.geteuid() or directory.is_symlink():
+            return False
+        pid = int((directory / MARKER).read_text())
+    except (OSError, ValueError):
+        return False
+    return not Path(f"/proc/{pid}").exists()

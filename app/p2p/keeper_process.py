@@ -1,0 +1,207 @@
+"""What runs inside the keeper: one server, a socket to the launcher, and nothing that could block.
+
+One packet asks, one answers. Only `keeper` talks to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import traceback
+from contextlib import suppress
+from enum import IntEnum
+from functools import partial
+from typing import NoReturn
+
+from app.launch import bind_to_parent
+from app.p2p import namespace
+
+
+class Verb(IntEnum):
+    """What is asked, and what its argument is."""
+
+    SPAWN = 1
+    """None; brings three descriptors: the command as JSON, its output, where its end is told. Answers its pid."""
+    TERMINATE = 2
+    """A pid, and no error when it has ended already."""
+    KILL = 3
+    """A pid, likewise."""
+    DIAL = 4
+    """A port of the loopback; the answer brings a socket that is connecting to it."""
+
+
+REQUEST = struct.Struct("=BI")
+"""A verb and its argument."""
+ANSWER = struct.Struct("=iI")
+"""0 or errno, and a pid; then the text of a failure. The first one, unasked, tells how entering the namespace went."""
+STATUS = struct.Struct("=i")
+"""How the server ended, as `subprocess` has it: an exit status, or minus a signal."""
+PACKET = 4096
+"""Bytes that hold any request or answer."""
+
+_LEFT_TO_THE_LAUNCHER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""A Ctrl-C, a `pkill worker` and a stop of the whole control group reach us too."""
+_END_LIMIT = 2.0
+"""Seconds that the keeper waits for a server it has killed before it ends itself."""
+
+
+def run(control: socket.socket, sandboxed: bool, launcher: int) -> NoReturn:
+    """Be the keeper, in the child of a fork; end when the other end of `control` is closed.
+
+    `launcher` is the process id of the parent.
+    """
+    status = 1
+    try:
+        _tie_to(launcher)
+        _settle(control)
+        try:
+            if sandboxed:
+                namespace.enter()
+        except OSError as error:
+            _answer(control, error=error)
+        else:
+            _answer(control)
+            _Keeping(control).serve()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # what the launcher has registered to run at its end is not ours
+
+
+def _tie_to(parent: int) -> None:
+    """Die with `parent`, also when it is dead already."""
+    bind_to_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _settle(control: socket.socket) -> None:
+    """Let go of what a fork brings along: terminal, signals, descriptors."""
+    os.setsid()  # out of reach of the terminal's Ctrl-C
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (*_LEFT_TO_THE_LAUNCHER, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)  # a handler, since SIG_IGN would survive the server's exec
+    gc.freeze()  # an object of the launcher collected here would close a descriptor that is ours by then
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor != control.fileno():
+            with suppress(OSError):  # the listing's own
+                os.close(descriptor)
+
+
+class _Keeping:
+    """The keeper's one server, if it runs, and the way to the launcher."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._server: subprocess.Popen[bytes] | None = None
+        self._ended = -1
+        """Where its end is told."""
+
+    def serve(self) -> None:
+        """Answer until the launcher is gone, and take the server along."""
+        woken, wake = socket.socketpair()
+        for end in (woken, wake):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(woken, select.POLLIN)
+        with woken, wake:
+            with suppress(ConnectionError):  # the launcher may go while it is being answered
+                while True:
+                    ready = {descriptor for descriptor, _ in poller.poll()}
+                    if woken.fileno() in ready:
+                        woken.recv(PACKET)
+                    self._tell_end()
+                    if self._control.fileno() in ready and not self._take_request():
+                        break
+            if self._server is not None:
+                self._signal(self._server.pid, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):
+                    self._server.wait(_END_LIMIT)
+
+    def _take_request(self) -> bool:
+        """Do what one packet asks; False when there will be no more."""
+        packet, descriptors, _, _ = socket.recv_fds(self._control, PACKET, 3, socket.MSG_CMSG_CLOEXEC)
+        if packet:
+            verb, argument = REQUEST.unpack(packet)
+            self._obey(Verb(verb), argument, descriptors)
+        return bool(packet)
+
+    def _tell_end(self) -> None:
+        if self._server is not None and (status := self._server.poll()) is not None:
+            with suppress(BrokenPipeError):
+                os.write(self._ended, STATUS.pack(status))
+            os.close(self._ended)
+            self._server = None
+
+    def _obey(self, verb: Verb, argument: int, descriptors: list[int]) -> None:
+        try:
+            if verb is Verb.SPAWN:
+                self._spawn(*descriptors)
+            elif verb is Verb.DIAL:
+                self._dial(argument)
+            else:
+                self._signal(argument, signal.SIGTERM if verb is Verb.TERMINATE else signal.SIGKILL)
+                _answer(self._control)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            _answer(self._control, error=error)
+
+    def _spawn(self, command: int, output: int, ended: int) -> None:
+        """Start the server; stdin is empty, and it leads a process group of its own."""
+        with os.fdopen(command) as text, os.fdopen(output, "wb") as out:
+            text.seek(0)
+            argv, env, cwd = json.load(text)
+            try:
+                if self._server is not None:
+                    raise OSError(errno.EBUSY, "a server runs already")
+                self._server = subprocess.Popen(
+                    argv,
+                    env=env,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    preexec_fn=partial(_tie_to, os.getpid()),
+                )
+            except BaseException:
+                os.close(ended)
+                raise
+        self._ended = ended
+        _answer(self._control, self._server.pid)
+
+    def _dial(self, port: int) -> None:
+        """Hand out a socket as soon as it belongs to this namespace; waiting for it is the caller's part."""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as dialled:
+            dialled.setblocking(False)
+            failure = dialled.connect_ex(("127.0.0.1", port))
+            if failure not in (0, errno.EINPROGRESS):
+                raise OSError(failure, os.strerror(failure))
+            socket.send_fds(self._control, [ANSWER.pack(0, 0)], [dialled.fileno()])
+
+    def _signal(self, pid: int, number: int) -> None:
+        """To the server's process group; it is unreaped, so the number is still its own."""
+        if self._server is not None and self._server.pid == pid:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
+
+
+def _answer(control: socket.socket, pid: int = 0, error: Exception | None = None) -> None:
+    code, text = 0, ""
+    if error is not None:
+        code, text = errno.EINVAL, str(error)
+    if isinstance(error, OSError):
+        code, text = error.errno or errno.EIO, f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    control.send(ANSWER.pack(code, pid) + text.encode(errors="replace")[: PACKET - ANSWER.size])

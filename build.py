@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""The one build tool: `python3 build.py --help`. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 11):  # noqa: UP036 - told here, before an import fails on something newer
+    sys.exit(
+        f"error: Python {sys.version.split()[0]} is too old\n"
+        "hint: start build.py with Python 3.11 or newer, such as `python3.11 build.py`"
+    )
+
+from builder import checks, environment, freeze, native, package, source
+from builder.paths import BUILD, DIST, ROOT
+from builder.steps import say
+
+_EXAMPLES = """\
+commands:
+  (none)             build dist/worker
+  test               build everything and run every check
+  bench [WHAT]       measure: start
+  fetch DIR          fill DIR with the archives that an offline build needs
+  clean              remove build/ and dist/
+
+examples:
+  python3 build.py                       the full file: dist/worker
+  python3 build.py --no-p2p              the small one: dist/worker-nop2p
+  python3 build.py --offline DIR         without a package index
+  python3 build.py --target aarch64      the native part for another machine
+"""
+
+
+def main() -> None:
+    arguments = _parse()
+    if arguments.command == "clean":
+        for directory in (BUILD, DIST):
+            shutil.rmtree(directory, ignore_errors=True)
+        return
+    environment.check_python()
+    environment.prepare(arguments.offline, tests=arguments.command in ("test", "bench"))
+    if arguments.command == "fetch":
+        environment.fetch(arguments.what)
+        say(f"{arguments.what} holds everything; next: python3 build.py --offline {arguments.what}")
+        return
+    options = native.NativeOptions(arguments.target, arguments.compiler, arguments.bundle_libc)
+    llama_cpp = source.prepare(arguments.offline)
+    if arguments.target != platform.machine():
+        archive = native.export(native.build(options, llama_cpp))
+        say(
+            f"{archive}: carry it to an {arguments.target} machine, and there: python3 build.py --native {archive.name}"
+        )
+        return
+    tree = native.imported(arguments.native) if arguments.native else native.build(options, llama_cpp)
+    payload = package.package(tree, llama_cpp)
+    if arguments.command == "build":
+        suffix = "-libc" if tree.libc_bundled else ""
+        name = ("worker-nop2p" if arguments.no_p2p else "worker") + suffix
+        binary = freeze.freeze(payload, p2p=not arguments.no_p2p, name=name)
+        say(f"{binary.relative_to(ROOT)} is ready; try: {binary.relative_to(ROOT)} version")
+        return
+    built = checks.Built(
+        full=freeze.freeze(payload, p2p=True, name="worker"),
+        small=freeze.freeze(payload, p2p=False, name="worker-nop2p"),
+        tree=tree.path,
+        clients=native.build_clients(options, llama_cpp),
+        source=llama_cpp.path,
+    )
+    if arguments.command == "test":
+        checks.test(built, arguments.rest)
+    else:
+        checks.bench(built, arguments.rest)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="build.py",
+        description="Builds `worker`, one file that carries llama.cpp's rpc-server, and tests it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = ("build", "test", "bench", "fetch", "clean")
+    parser.add_argument("command", nargs="?", default="build", choices=commands, metavar="COMMAND", help="see below")
+    parser.add_argument("rest", nargs="*", metavar="WHAT", help="what to fetch to, measure or test")
+    parser.add_argument("--no-p2p", action="store_true", help="leave p2p out: dist/worker-nop2p")
+    parser.add_argument(
+        "--compiler", choices=("zig", "system"), default="zig", help="the pinned one, or the machine's own"
+    )
+    parser.add_argument("--target", choices=native.TARGETS, default=platform.machine(), help="which machine it is for")
+    parser.add_argument("--native", type=Path, metavar="ARCHIVE", help="a native part made with --target elsewhere")
+    parser.add_argument("--bundle-libc", action="store_true", help="carry the C library too (CPU only)")
+    parser.add_argument("--offline", type=Path, metavar="DIR", help="take every archive from DIR (see fetch)")
+    arguments = parser.parse_args()
+    if arguments.command == "fetch":
+        if len(arguments.rest) != 1:
+            parser.error("fetch wants one directory, such as: python3 build.py fetch archives")
+        arguments.what = Path(arguments.rest[0])
+    elif arguments.rest and arguments.command not in ("test", "bench"):
+        parser.error(f"{arguments.command} takes no {arguments.rest[0]!r}")
+    if arguments.offline and not arguments.offline.is_dir():
+        parser.error(f"--offline {arguments.offline}: no such directory; `python3 build.py fetch DIR` fills one")
+    if arguments.offline:
+        arguments.offline = arguments.offline.resolve()
+    return arguments
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the next build goes on from the last finished step")

@@ -1,0 +1,58 @@
+"""`build.py test` and `build.py bench`: every check, on what was built."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.paths import PYTHON, ROOT
+from builder.steps import fail, say
+
+
+@dataclass(frozen=True)
+class Built:
+    """Everything that the tests drive."""
+
+    full: Path
+    small: Path
+    tree: Path
+    clients: Path
+    source: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """How the tests are told."""
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "WORKER_TEST_BINARY": str(self.full),
+            "WORKER_TEST_SMALL_BINARY": str(self.small),
+            "WORKER_TEST_TREE": str(self.tree),
+            "WORKER_TEST_SERVER": str(self.tree / "backend-assets/util/llama-cpp-rpc-server"),
+            "WORKER_TEST_CLIENTS": str(self.clients),
+            "WORKER_TEST_SOURCE": str(self.source),
+        }
+
+
+def test(built: Built, selected: list[str]) -> None:
+    """Lint, types, unit and live tests; `selected` goes to pytest and leaves lint and types out."""
+    whole: list[list[str]] = [
+        ["ruff", "check", "--no-cache", "."],
+        ["ruff", "format", "--no-cache", "--check", "."],
+        ["mypy", "--cache-dir", str(ROOT / "build/mypy")],
+    ]
+    for check in [*([] if selected else whole), ["pytest", "-p", "no:cacheprovider", *selected]]:
+        say(f"{check[0]} ...")
+        status = subprocess.run([str(PYTHON), "-m", *check], cwd=ROOT, env=built.environment, check=False).returncode
+        if status != 0:
+            fail(f"{check[0]} found something", f"again, alone: python3 build.py test {' '.join(selected)}".strip())
+
+
+def bench(built: Built, what: list[str]) -> None:
+    """Run the bench; it prints its table and writes JSON under build/bench/."""
+    command = [PYTHON, "-m", "bench", *(what or ["start"])]
+    sys.exit(subprocess.run(command, cwd=ROOT, env=built.environment, check=False).returncode)
