@@ -1,0 +1,39 @@
+"""The p2p room: what the command line needs of it. The small build has `p2p_stub` in its place.
+
+Each command is imported when it is run: `llama-cpp-rpc` pays for none of it.
+"""
+
+from __future__ import annotations
+
+from app.options import ConnectOptions, ListOptions, P2pOptions, TokenOptions
+
+SUPPORTED = True
+
+
+def work(options: P2pOptions, extra: list[str] | None) -> int:
+    """`worker p2p-llama-cpp-rpc`"""
+    from app.p2p import worker
+
+    return worker.work(options, extra)
+
+
+def connect(options: ConnectOptions, extra: list[str] | None) -> int:
+    """`worker connect`"""
+    from app.p2p import head
+
+    return head.connect(options, extra)
+
+
+def list_workers(options: ListOptions, extra: list[str] | None) -> int:
+    """`worker list`"""
+    from app.p2p import head
+
+    return head.list_workers(options, extra)
+
+
+def token(options: TokenOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has both
+    """`worker token`"""
+    from app.p2p.token import generate
+
+    print(generate())
+    return 0

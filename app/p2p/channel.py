@@ -8,20 +8,19 @@ import ssl
 import time
 from contextlib import suppress
 from threading import Lock
-from types import TracebackType
 
 from app.p2p.identity import token_refused
 
 BLOCK = 256 * 1024
-"""Bytes moved at a time. Anything from 64 KiB to 1 MiB was as fast; `SSLSocket`, at one 16 KiB record, was not."""
+"""Bytes moved at a time. 64 KiB to 1 MiB were as fast; `SSLSocket`, which hands out one 16 KiB record, was not."""
 HANDSHAKE_TIMEOUT = 4.0
-"""Seconds for the whole handshake: a LAN takes milliseconds, and a peer that dribbles is gone within five."""
+"""Seconds for a whole handshake: on a LAN it takes milliseconds, and who dribbles is to be gone within five."""
 FIRST_BYTE_TIMEOUT = 2.0
-"""Seconds in which a client must begin: a connection that stays silent holds its slot no longer."""
+"""Seconds in which a client must begin, so that a silent connection does not hold its slot for longer."""
 CLOSE_TIMEOUT = 1.0
 """Seconds that the goodbye waits for room behind what is still being sent."""
 MAX_HANDSHAKE = 16 * 1024
-"""Bytes taken from a peer that has not proved itself; with our certificates a flight has about 1 KiB."""
+"""Bytes taken from a peer that has not proved itself; with our certificates it sends about 1 KiB."""
 
 _HANDSHAKE_BLOCK = 4096
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
@@ -29,7 +28,7 @@ _WORKER_USER_TIMEOUT_MS = 20_000
 
 
 class ChannelError(Exception):
-    """The connection can be used no more; nothing wrong was handed out. Its text is for the log."""
+    """The connection is of no more use; nothing wrong was handed out. The text is for the log."""
 
 
 class ChannelCut(ChannelError):
@@ -37,7 +36,7 @@ class ChannelCut(ChannelError):
 
 
 class ChannelRefused(ChannelError):
-    """One side does not take the other's certificate: another token."""
+    """One side does not take the other's certificate: it has another token."""
 
 
 class Channel:
@@ -45,14 +44,14 @@ class Channel:
 
     An OpenSSL object must not be used by two threads at once, so one lock
     guards it and is never held while waiting for the socket. A second keeps
-    what is sent in the order in which it was encrypted, a third keeps the
-    socket open while somebody reads from it.
+    what is sent in the order in which it was encrypted. A third is held by who
+    reads from the socket, so that `close` can tell when nobody does any more.
     """
 
     def __init__(
         self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
     ) -> None:
-        """Take over `sock`, which is connected; `close` closes it."""
+        """Take over `sock`, which is connected: from now on `close` closes it."""
         self._sock = sock
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -65,17 +64,9 @@ class Channel:
         self._raw = memoryview(b"")
         _notice_a_dead_peer(sock, worker=server_side)
 
-    def __enter__(self) -> Channel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def tls(self) -> ssl.SSLObject:
-        """For `identity.check_peer` after the handshake; never read or write through it."""
+        """For `identity.check_peer` once the handshake is done; never read or write through it."""
         return self._tls
 
     @property
@@ -83,75 +74,72 @@ class Channel:
         """Whether this side has closed."""
         return self._closed
 
-    def peer_certificate(self) -> bytes:
-        """The peer's leaf, DER. Raises ChannelError when it showed none."""
-        der = self._tls.getpeercert(binary_form=True)
-        if der is None:
-            raise ChannelError("the peer showed no certificate")
-        return der
-
     def handshake(self, timeout: float = HANDSHAKE_TIMEOUT, first_byte: float | None = None) -> None:
-        """Agree on keys within `timeout` seconds; the first byte must come within `first_byte` of them.
+        """Agree on keys within `timeout` seconds; the peer's first byte must come within `first_byte` of them.
 
         A client's handshake ends before the server has judged the client's
-        certificate: the server's refusal comes with the first read. Raises
+        certificate: a refusal comes with the first read. Raises
         ChannelRefused, ChannelCut or ChannelError; `close` is still the caller's.
         """
-        deadline = time.monotonic() + timeout
-        try:
-            self._shake_hands(deadline, timeout if first_byte is None else first_byte)
-            self._sock.settimeout(None)
-        except ssl.SSLError as error:
-            self._last_words()  # the alert that tells the peer why
-            raise _explain(error) from error
-        except TimeoutError as error:
-            raise ChannelError("the handshake took too long") from error
-        except OSError as error:
-            raise ChannelCut(f"the connection broke in the handshake: {error}") from error
+        now = time.monotonic()
+        begin = timeout if first_byte is None else min(first_byte, timeout)
+        with self._reading:
+            try:
+                self._shake_hands(now + begin, now + timeout)
+                self._sock.settimeout(None)
+            except ssl.SSLError as error:
+                self._last_words()  # the alert tells the peer why
+                raise _explain(error) from error
+            except TimeoutError as error:
+                raise ChannelError("the handshake took too long") from error
+            except OSError as error:
+                raise self._broken(error) from error
         self._raw = memoryview(bytearray(BLOCK))
 
-    def _shake_hands(self, deadline: float, first_byte: float) -> None:
+    def _shake_hands(self, begin: float, deadline: float) -> None:
+        limit = begin
         room = MAX_HANDSHAKE
-        patience = first_byte
+        data = b""
         while True:
-            try:
-                self._tls.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                done = False
-            if self._outgoing.pending:
+            with self._using_tls:
+                self._incoming.write(data)
+                try:
+                    self._tls.do_handshake()
+                    done = True
+                except ssl.SSLWantReadError:
+                    done = False
+                sealed = self._outgoing.read()
+            if sealed:
                 self._sock.settimeout(_left(deadline))
-                self._sock.sendall(self._outgoing.read())
+                self._sock.sendall(sealed)
             if done:
                 return
             if not room:
                 raise ChannelError("the handshake is too long")
-            self._sock.settimeout(min(patience, _left(deadline)))
+            self._sock.settimeout(_left(limit))
             data = self._sock.recv(min(room, _HANDSHAKE_BLOCK))
             if not data:
-                raise ChannelCut("the connection ended in the handshake")
-            self._incoming.write(data)
+                raise self._broken()
             room -= len(data)
-            patience = _left(deadline)
+            limit = deadline
 
     def read(self, n: int, timeout: float | None = None) -> bytes:
-        """1 to `n` bytes, or none when the peer has closed; otherwise as `read_into`."""
+        """1 to `n` bytes, none when the peer has said goodbye; for the rest as `read_into`."""
         buffer = bytearray(n)
         return bytes(buffer[: self.read_into(memoryview(buffer), timeout)])
 
     def read_into(self, view: memoryview, timeout: float | None = None) -> int:
-        """Fill `view` with what there is, at least one byte; 0 when the peer has closed with a goodbye.
+        """Put at least one byte into `view` and tell how many; 0 when the peer has said goodbye.
 
-        Raises ChannelCut when the stream just stops, ChannelRefused, or
-        ChannelError when it was tampered with or this side has closed;
-        TimeoutError when nothing came for `timeout` seconds, and then it may be
-        tried again.
+        Raises ChannelCut when the stream just stops, ChannelError when it was
+        tampered with or this side has closed, ChannelRefused; TimeoutError when
+        nothing came for `timeout` seconds, and then it may be tried again.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._reading:
             while True:
                 count = self._decrypt(view)
-                if self._outgoing.pending:  # an answer to the peer's change of keys
+                if self._outgoing.pending:  # the answer to a change of keys
                     self._flush()
                 if count is not None:
                     return count
@@ -160,42 +148,39 @@ class Channel:
                     self._incoming.write(self._raw[:received])
 
     def _receive(self, deadline: float | None) -> int:
+        if deadline is not None:
+            _wait_for(self._sock, select.POLLIN, _left(deadline))
         try:
-            if deadline is not None:
-                _wait_for(self._sock, select.POLLIN, _left(deadline))
             received = self._sock.recv_into(self._raw)
-        except TimeoutError:
-            if deadline is None:
-                raise ChannelCut("the peer vanished") from None  # ETIMEDOUT: keepalive, TCP_USER_TIMEOUT
-            raise
         except OSError as error:
             raise self._broken(error) from error
         if not received:
-            raise self._broken(None)
+            raise self._broken()
         return received
 
     def _decrypt(self, view: memoryview) -> int | None:
-        """How many bytes of `view` are filled; 0 is the end, None when no whole record is there."""
+        """How many bytes of `view` are filled; 0 at the end, None when no whole record is there yet."""
         count = 0
         with self._using_tls:
+            if self._closed:  # `close` may have taken what was received
+                raise self._broken()
             try:
                 while True:
-                    got = self._tls.read(len(view) - count, view[count:] if count else view)  # type: ignore[arg-type]
+                    rest = view[count:] if count else view
+                    got: int = self._tls.read(len(rest), rest)  # type: ignore[assignment]  # into a buffer: a count
                     count += got
-                    # The second read costs an exception when nothing is left, so look first.
+                    # A read that finds nothing costs an exception, so look first.
                     if not got or count == len(view) or not (self._incoming.pending or self._tls.pending()):
                         return count
             except ssl.SSLWantReadError:
                 return count or None
-            except ssl.SSLZeroReturnError:
-                return count
             except ssl.SSLError as error:
                 failure = error
         self._last_words()
         raise _explain(failure) from failure
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`, however long the peer takes to read. One call's bytes stay together.
+        """Send all of `data`, however long the peer takes to read it. The bytes of one call stay together.
 
         Raises ChannelCut when the peer has gone, ChannelError when this side
         has closed or the stream was tampered with.
@@ -208,6 +193,8 @@ class Channel:
 
     def _encrypt(self, view: memoryview) -> bytes:
         with self._using_tls:
+            if self._closed:
+                raise self._broken()
             try:
                 done = 0
                 while done < len(view):
@@ -216,27 +203,25 @@ class Channel:
                 raise _explain(error) from error
             return self._outgoing.read()
 
+    def _flush(self) -> None:
+        """Send what OpenSSL wants sent, unless somebody is sending: who sends looks again after letting go."""
+        while self._outgoing.pending and self._sending.acquire(blocking=False):
+            try:
+                self._send(self._encrypt(memoryview(b"")))
+            finally:
+                self._sending.release()
+
     def _send(self, sealed: bytes) -> None:
         try:
             self._sock.sendall(sealed)
         except OSError as error:
             raise self._broken(error) from error
 
-    def _flush(self) -> None:
-        """Send what OpenSSL wants sent, unless somebody is sending: whoever it is looks again after letting go."""
-        while self._outgoing.pending and self._sending.acquire(blocking=False):
-            try:
-                with self._using_tls:
-                    sealed = self._outgoing.read()
-                self._send(sealed)
-            finally:
-                self._sending.release()
-
     def close(self) -> None:
-        """Say goodbye, wake whoever reads or writes, close the socket. From any thread, any number of times.
+        """Say goodbye, wake whoever reads or writes, close the socket; from any thread, any number of times.
 
-        A peer that reads nothing gets no goodbye; neither does one in whose
-        direction another thread is still writing: it sees a cut, which it is.
+        A peer that reads nothing gets no goodbye, nor does one to which another
+        thread is still writing: to them it is a cut, as it should be.
         """
         with self._closing:
             if self._closed:
@@ -245,18 +230,18 @@ class Channel:
             self._last_words(goodbye=True)
             with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
-            # Nobody may be left in a system call with this descriptor when its number becomes free.
+            # A descriptor's number may be used again as soon as it is free, so nobody may be left in a system call.
             with self._reading, self._sending:
                 self._sock.close()
 
     def _last_words(self, goodbye: bool = False) -> None:
-        """Send an alert, or the goodbye that makes the end an end; without ever waiting for long."""
+        """Send an alert, or the goodbye that makes an end of a cut, without waiting for long."""
         if not self._sending.acquire(blocking=False):
             return
         try:
             with self._using_tls:
                 if goodbye:
-                    # It sends, then looks for the peer's answer, which we do not wait for.
+                    # It says goodbye, then looks for the peer's, which we do not wait for.
                     with suppress(ssl.SSLError):
                         self._tls.unwrap()
                 sealed = self._outgoing.read()
@@ -267,19 +252,19 @@ class Channel:
         finally:
             self._sending.release()
 
-    def _broken(self, error: OSError | None) -> ChannelError:
+    def _broken(self, error: OSError | None = None) -> ChannelError:
         if self._closed:
             return ChannelError("closed on this side")
-        return ChannelCut("the connection ended without a goodbye" if error is None else f"the connection broke: {error}")
+        return ChannelCut(f"the connection broke: {error}" if error else "the connection ended without a goodbye")
 
 
 def _notice_a_dead_peer(sock: socket.socket, *, worker: bool) -> None:
     """Socket options by which a peer that vanished is noticed within 25 seconds.
 
-    Keepalive does it while the connection is idle. With data on the way only
-    TCP_USER_TIMEOUT does (75 s and more without), but it also ends one whose
-    peer lives and does not read. rpc-server does not read while it computes, so
-    a head must not set it.
+    Keepalive does it on an idle connection. With data on the way only
+    TCP_USER_TIMEOUT does (without it 75 s were not enough), but that also ends a
+    connection whose peer lives and does not read. rpc-server does not read
+    while it computes, so a head must not set it.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -292,7 +277,7 @@ def _notice_a_dead_peer(sock: socket.socket, *, worker: bool) -> None:
 
 
 def _left(deadline: float) -> float:
-    """Seconds until `deadline` of time.monotonic. Raises TimeoutError when it has passed."""
+    """Seconds until `deadline`, a time.monotonic. Raises TimeoutError when it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -300,7 +285,7 @@ def _left(deadline: float) -> float:
 
 
 def _wait_for(sock: socket.socket, event: int, timeout: float) -> None:
-    """Until `sock` is ready, without touching the time limit that its other users see. Raises TimeoutError."""
+    """Until `sock` is ready; unlike settimeout it concerns this thread alone. Raises TimeoutError."""
     poll = select.poll()
     poll.register(sock, event)
     if not poll.poll(timeout * 1000):
@@ -309,4 +294,4 @@ def _wait_for(sock: socket.socket, event: int, timeout: float) -> None:
 
 def _explain(error: ssl.SSLError) -> ChannelError:
     reason = (error.reason or str(error)).lower().replace("_", " ")
-    return ChannelRefused(f"token refused: {reason}") if token_refused(error) else ChannelError(f"not our peer's TLS: {reason}")
+    return ChannelRefused(f"token refused: {reason}") if token_refused(error) else ChannelError(f"tls failed: {reason}")

@@ -176,7 +176,7 @@ def start_keeper(sandbox: str) -> Keeper:
         try:
             return _fork(sandboxed=True)
         except OSError as error:
-            reason, hint = str(error.strerror), namespace.remedy()
+            reason, hint = str(error.strerror), namespace.remedy(os.geteuid())
         if sandbox == "on":
             raise WorkerError(f"rpc-server cannot have a network of its own: {reason}", hint)
     return _fork(sandboxed=False, reason=reason, hint=hint)

@@ -27,7 +27,7 @@ _REMEDIES = (
     ("user/max_user_namespaces", "0", "allow user namespaces: sysctl user.max_user_namespaces=10000"),
     ("kernel/unprivileged_userns_clone", "0", "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1"),
 )
-"""Below /proc/sys: the switches that forbid it, their forbidding value, what to do."""
+"""Switches below /proc/sys that stop everybody but root, the value that does, what to do about it."""
 
 
 def enter() -> None:
@@ -50,12 +50,12 @@ def enter() -> None:
     _bring_up("lo")
 
 
-def remedy() -> str:
-    """What the user can do when `enter` failed, as far as this machine's switches tell."""
-    if os.geteuid() != 0:
+def remedy(uid: int, switches: Path = Path("/proc/sys")) -> str:
+    """What user `uid` can do when `enter` failed, as far as the machine's switches tell."""
+    if uid != 0:
         for switch, forbidding, hint in _REMEDIES:
             with suppress(OSError):
-                if Path("/proc/sys", switch).read_text().strip() == forbidding:
+                if (switches / switch).read_text().strip() == forbidding:
                     return f"{hint}; {_WITHOUT}"
     return f"a container or a service manager may forbid it: look at its security options; {_WITHOUT}"
 

@@ -1,0 +1,69 @@
+"""What several tests share: a small payload made on the spot, and directories as a user would have them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.embedded import Payload
+from app.manifest import FileEntry, Manifest, Native, ServerOption
+
+OPTIONS = (
+    ServerOption(("-h", "--help"), ""),
+    ServerOption(("-t", "--threads"), "N"),
+    ServerOption(("-d", "--device"), "<dev1,dev2,...>"),
+    ServerOption(("-H", "--host"), "HOST"),
+    ServerOption(("-p", "--port"), "PORT"),
+    ServerOption(("-c", "--cache"), ""),
+)
+NATIVE = Native("0.5.0", "0c1e57098", "7.0.0", "x86_64", ("CPU", "RPC"), ("x64", "haswell"), "2.27", "zig", False)
+
+nobody = 65534
+"""A user id that is neither ours nor root's."""
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes files of another user")
+
+MakePayload = Callable[..., Payload]
+
+
+def pack(files: dict[str, bytes], manifest: Manifest) -> bytes:
+    """`files` as the archive that a payload carries."""
+    packed = io.BytesIO()
+    with lzma.open(packed, "wb") as plain, tarfile.open(fileobj=plain, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.mode = manifest.files[name].mode if name in manifest.files else 0o600
+            tar.addfile(member, io.BytesIO(data))
+    return packed.getvalue()
+
+
+@pytest.fixture
+def make_payload() -> MakePayload:
+    """A payload of the given files; by default a server that is a script, and one library."""
+
+    def make(files: dict[str, bytes] | None = None, extra: dict[str, bytes] | None = None) -> Payload:
+        files = files or {
+            "backend-assets/util/llama-cpp-rpc-server": b"#!/bin/sh\nexec env\n",
+            "backend-assets/util/libggml-cpu-x64.so": b"\x7fELF and nothing more" * 100,
+        }
+        table = {
+            name: FileEntry(hashlib.sha256(data).hexdigest(), len(data), 0o700) for name, data in files.items()
+        }
+        manifest = Manifest(table, OPTIONS, NATIVE)
+        return Payload(manifest, lambda: pack({**files, **(extra or {})}, manifest))
+
+    return make
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Path]:
+    """Where to unpack: a path whose every part is ours or root's."""
+    yield Path(os.path.realpath(tmp_path)) / "assets"

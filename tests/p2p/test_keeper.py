@@ -1,0 +1,458 @@
+"""Goal: rpc-server runs where only its worker reaches it, is reached at once, and never outlives its worker."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from app.errors import WorkerError
+from app.launch import ServerCommand
+from app.p2p import keeper as keeper_module
+from app.p2p.keeper import Child, Keeper, KeeperLost, start_keeper
+
+HANG_GUARD = 20.0
+"""Seconds, generous: reached only when something never happens."""
+NOBODY = 65534
+HELLO = struct.pack("<BQ24x", 14, 24)
+"""llama.cpp's first message: command 14, the length of what follows, no capabilities."""
+PR_SET_DUMPABLE = 4  # linux/prctl.h
+PR_CAPBSET_DROP = 24
+
+
+@contextmanager
+def started(sandbox: str) -> Iterator[Keeper]:
+    keeper = start_keeper(sandbox)
+    try:
+        yield keeper
+    finally:
+        keeper.close()
+
+
+def shell(script: str) -> ServerCommand:
+    """A stand-in for rpc-server where the test is about how a program ends or what it is given."""
+    return ServerCommand(["/bin/bash", "-c", script, "stand-in"], {"PATH": os.defpath}, Path("/"))
+
+
+def dial(keeper: Keeper, child: Child) -> socket.socket:
+    """Dial until the server listens."""
+    deadline = time.monotonic() + HANG_GUARD
+    while True:
+        try:
+            return keeper.dial(child, HANG_GUARD)
+        except ConnectionRefusedError:
+            assert child.wait(0.05) is None, "the server ended"
+            assert time.monotonic() < deadline, "the server never listened"
+
+
+def says_hello(connection: socket.socket) -> bool:
+    """Whether an rpc-server answers at the other end; closes the connection."""
+    with connection:
+        connection.settimeout(HANG_GUARD)
+        connection.sendall(HELLO)
+        return connection.recv(8, socket.MSG_WAITALL) == struct.pack("<Q", 28)
+
+
+def read_all(child: Child) -> str:
+    with os.fdopen(child.output, errors="surrogateescape") as output:
+        return output.read()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended, be it that nobody has reaped it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + HANG_GUARD
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def in_a_fork(body: Callable[[], None], uid: int | None = None) -> None:
+    """Run `body` in a child, as user `uid`; what it asserts or skips is asserted or skipped here.
+
+    A fork and not a new program: another user may not be able to read our Python.
+    """
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        report = f"the child was still running after {HANG_GUARD} s"
+        try:
+            signal.alarm(2 * int(HANG_GUARD))
+            if uid is not None:
+                "".encode("idna")  # loaded now: what is imported later may be out of that user's reach
+                os.setgroups([])
+                os.setgid(uid)
+                os.setuid(uid)
+                ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # as after an exec
+            body()
+            report = ""
+        except pytest.skip.Exception as skipped:
+            report = f"skip:{skipped.msg}"
+        except BaseException:
+            report = traceback.format_exc()
+        finally:
+            os.write(tell, report.encode()[:60000])
+            os._exit(0)
+    os.close(tell)
+    with os.fdopen(told) as reading:
+        report = reading.read()
+    _, status = os.waitpid(pid, 0)
+    if report.startswith("skip:"):
+        pytest.skip(report.removeprefix("skip:"))
+    assert (report, status) == ("", 0), report
+
+
+@pytest.fixture(params=["root", "user"])
+def user(request: pytest.FixtureRequest) -> int | None:
+    """The uid to become: tests run as root, and as somebody without rights."""
+    if os.geteuid() == 0:
+        return None if request.param == "root" else NOBODY
+    if request.param == "root":
+        pytest.skip("needs root")
+    return None
+
+
+@pytest.fixture
+def sandbox() -> str:
+    with started("auto") as keeper:
+        if not keeper.sandboxed:
+            pytest.skip(f"this machine allows no namespace: {keeper.reason}")
+    return "on"
+
+
+def must_be_able_to_run(command: ServerCommand) -> None:
+    if not os.access(command.argv[0], os.X_OK):
+        pytest.skip(f"user {os.geteuid()} cannot reach {command.argv[0]}")
+
+
+def test_in_the_sandbox_only_the_keeper_reaches_the_server(
+    rpc_server: ServerCommand, sandbox: str, user: int | None
+) -> None:
+    def body() -> None:
+        must_be_able_to_run(rpc_server)
+        with started(sandbox) as keeper:
+            child = keeper.spawn(rpc_server)
+            assert says_hello(dial(keeper, child))
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", child.port), HANG_GUARD)
+            interfaces = Path(f"/proc/{child.pid}/net/dev").read_text().splitlines()[2:]
+            assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+
+    in_a_fork(body, user)
+
+
+def test_in_the_sandbox_the_server_reaches_nobody(sandbox: str, user: int | None) -> None:
+    def body() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as machine:
+            script = f"exec 3<>/dev/tcp/127.0.0.1/{machine.getsockname()[1]}"
+            for kind, status in ((sandbox, 1), ("off", 0)):  # the second shows that the first could fail
+                with started(kind) as keeper:
+                    assert keeper.spawn(shell(script)).wait(HANG_GUARD) == status
+
+    in_a_fork(body, user)
+
+
+def test_without_the_sandbox_the_same_keeper_serves(rpc_server: ServerCommand, user: int | None) -> None:
+    def body() -> None:
+        must_be_able_to_run(rpc_server)
+        with started("off") as keeper:
+            assert not keeper.sandboxed
+            assert says_hello(dial(keeper, keeper.spawn(rpc_server)))
+
+    in_a_fork(body, user)
+
+
+def test_a_machine_that_forbids_namespaces(rpc_server: ServerCommand) -> None:
+    """As in a container: `auto` serves and tells why there is no sandbox, `on` refuses with the reason."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give up what makes a namespace")
+
+    def body() -> None:
+        libc = ctypes.CDLL(None)
+        for capability in range(64):  # those that the kernel does not know fail
+            libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        assert libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0  # version 3, ourselves, none
+        with pytest.raises(WorkerError, match="unshare: Operation not permitted") as refused:
+            start_keeper("on")
+        assert "--sandbox off" in refused.value.hint
+        with started("auto") as keeper:
+            assert keeper.reason == "unshare: Operation not permitted"
+            assert "--sandbox off" in keeper.hint
+            assert says_hello(dial(keeper, keeper.spawn(rpc_server)))
+
+    in_a_fork(body)
+
+
+def test_a_port_that_a_stranger_holds_is_never_taken_for_ours() -> None:
+    with started("off") as keeper, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        child = keeper.spawn(shell("exec sleep 1000"), port)
+        with socket.create_server(("127.0.0.1", port)) as stranger:
+            with pytest.raises(ConnectionRefusedError, match="not rpc-server's"):
+                keeper.dial(child, HANG_GUARD)
+            stranger.settimeout(HANG_GUARD)
+            with stranger.accept()[0] as refused:
+                refused.settimeout(HANG_GUARD)
+                assert refused.recv(100) == b""
+
+
+def test_a_port_that_is_taken_is_an_error_before_the_start() -> None:
+    with started("off") as keeper, socket.create_server(("127.0.0.1", 0)) as holder:
+        with pytest.raises(OSError, match="in use"):
+            keeper.spawn(shell("exec sleep 1000"), holder.getsockname()[1])
+
+
+def test_a_user_cannot_move_the_server_elsewhere(rpc_server: ServerCommand) -> None:
+    """Arguments carried over from `llama-cpp-rpc` must not open the server to the network."""
+    elsewhere = ServerCommand([*rpc_server.argv, "--host", "0.0.0.0", "-p", "1"], rpc_server.env, rpc_server.cwd)
+    with started("off") as keeper:
+        child = keeper.spawn(elsewhere)
+        assert says_hello(dial(keeper, child))
+        keeper.kill(child)
+        assert f"127.0.0.1:{child.port}" in read_all(child)
+
+
+@pytest.mark.parametrize("kind", ["auto", "off"])
+@pytest.mark.parametrize("victim", ["launcher", "keeper"])
+def test_no_server_outlives_its_launcher_or_its_keeper(rpc_server: ServerCommand, kind: str, victim: str) -> None:
+    told, tell = os.pipe()
+    launcher = os.fork()
+    if launcher == 0:
+        with suppress(BaseException):
+            keeper = start_keeper(kind)
+            child = keeper.spawn(rpc_server)
+            dial(keeper, child).close()
+            os.write(tell, json.dumps([keeper._pid, child.pid, child.port]).encode())
+            time.sleep(HANG_GUARD)
+        os._exit(1)
+    os.close(tell)
+    with os.fdopen(told) as reading:
+        keeper_pid, server_pid, port = json.loads(os.read(reading.fileno(), 100))
+    assert not is_gone(server_pid)
+    try:
+        os.kill(launcher if victim == "launcher" else keeper_pid, signal.SIGKILL)
+        assert wait_until(lambda: is_gone(keeper_pid)), "the keeper is still there"
+        assert wait_until(lambda: is_gone(server_pid)), "the server is still there"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), HANG_GUARD)
+    finally:
+        os.kill(launcher, signal.SIGKILL)
+        os.waitpid(launcher, 0)
+
+
+def test_the_loss_of_the_keeper_is_noticed_by_all_who_wait(rpc_server: ServerCommand) -> None:
+    with started("auto") as keeper:
+        child = keeper.spawn(rpc_server)
+        dial(keeper, child).close()
+        os.kill(keeper._pid, signal.SIGKILL)
+        with pytest.raises(KeeperLost):
+            child.wait(HANG_GUARD)
+        with pytest.raises(KeeperLost):
+            keeper.dial(child, HANG_GUARD)
+        with pytest.raises(KeeperLost):
+            keeper.spawn(rpc_server)
+
+
+def test_closing_ends_the_server_and_may_be_done_twice(rpc_server: ServerCommand) -> None:
+    keeper = start_keeper("auto")
+    child = keeper.spawn(rpc_server)
+    dial(keeper, child).close()
+    keeper.close()
+    keeper.close()
+    assert is_gone(child.pid)
+    assert is_gone(keeper._pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_to_the_terminals_group_leaves_the_server_to_the_launcher(
+    rpc_server: ServerCommand, number: signal.Signals
+) -> None:
+    """Ctrl-C reaches every process of the foreground; the launcher must be able to drain first."""
+
+    def body() -> None:
+        os.setpgid(0, 0)
+        heard = []
+        signal.signal(number, lambda *_: heard.append(number))
+        with started("auto") as keeper:
+            child = keeper.spawn(rpc_server)
+            dial(keeper, child).close()
+            os.killpg(0, number)
+            os.kill(keeper._pid, number)  # as `pkill worker` and a stop of the whole control group do
+            assert heard == [number]
+            assert says_hello(keeper.dial(child, HANG_GUARD))
+
+    in_a_fork(body)
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -SEGV $$", -signal.SIGSEGV), ("kill -9 $$", -9)]
+)
+def test_how_the_server_ended_is_told(script: str, status: int) -> None:
+    with started("auto") as keeper:
+        child = keeper.spawn(shell(f"echo on stdout; echo on stderr >&2; {script}"))
+        assert child.wait(HANG_GUARD) == status
+        assert child.wait(0) == status  # as often as one asks
+        assert read_all(child) == "on stdout\non stderr\n"
+
+
+def test_the_server_is_killed_when_it_will_not_go() -> None:
+    with started("auto") as keeper:
+        child = keeper.spawn(shell("trap '' TERM; echo ready; while :; do sleep 0.05; done"))
+        assert os.read(child.output, 100) == b"ready\n"
+        assert child.wait(0.1) is None
+        keeper.kill(child)
+        assert child.wait(0) == -signal.SIGKILL
+        keeper.kill(child)  # nothing left to do
+
+
+def test_one_server_at_a_time_and_another_after_it() -> None:
+    with started("auto") as keeper:
+        first = keeper.spawn(shell("exec sleep 1000"))
+        with pytest.raises(OSError, match="already"):
+            keeper.spawn(shell("exit 0"))
+        keeper.kill(first)
+        second = keeper.spawn(shell("exec sleep 1000"))
+        keeper.kill(first)
+        assert second.wait(0) is None
+
+
+def test_a_program_that_cannot_be_run_is_an_error_and_no_end_of_the_keeper(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch(mode=0o644)
+    (tmp_path / "empty").touch(mode=0o755)
+    names = {"absent": errno.ENOENT, "plain": errno.EACCES, "empty": errno.ENOEXEC, "zero\0byte": errno.EINVAL}
+    with started("auto") as keeper:
+        for name, code in names.items():
+            with pytest.raises(OSError) as refused:
+                keeper.spawn(ServerCommand([str(tmp_path / name)], {}, tmp_path))
+            assert refused.value.errno == code
+        assert keeper.spawn(shell("exit 5")).wait(HANG_GUARD) == 5
+
+
+def test_the_server_gets_exactly_what_it_was_given() -> None:
+    """Arguments and environment to the byte, however long; no descriptor, no terminal, default signals."""
+    odd = "a b\t\"'\n\u00fc\udcff"
+    arguments = [odd, "", *["x" * 1000] * 300]
+    script = (
+        'printf "%s\\0" "$@"; tr "\\0" "\\n" </proc/$$/environ; cat; pwd -P; '
+        "for n in {3..99}; do [ -e /proc/$$/fd/$n ] && echo descriptor $n; done; "
+        "exec grep -e SigIgn -e SigBlk /proc/self/status"
+    )
+    with started("auto") as keeper:
+        command = ServerCommand(["/bin/bash", "-c", script, "stand-in", *arguments], {"GIVEN": odd}, Path("/usr"))
+        child = keeper.spawn(command)
+        output = read_all(child)
+        assert child.wait(HANG_GUARD) == 0
+    words, _, rest = output.rpartition("\0")
+    assert words.split("\0") == [*arguments, "--host", "127.0.0.1", "--port", str(child.port)]
+    assert rest.startswith(f"GIVEN={odd}\n")
+    assert rest.removeprefix(f"GIVEN={odd}\n").splitlines() == [
+        "/usr",
+        "SigBlk:\t0000000000000000",
+        "SigIgn:\t0000000000000000",
+    ]
+
+
+def test_two_dial_at_once(rpc_server: ServerCommand) -> None:
+    answers: list[bool] = []
+
+    with started("auto") as keeper:
+        child = keeper.spawn(rpc_server)
+        dial(keeper, child).close()
+
+        def dial_ten_times() -> None:
+            for _ in range(10):
+                answers.append(says_hello(keeper.dial(child, HANG_GUARD)))
+
+        threads = [threading.Thread(target=dial_ten_times) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANG_GUARD)
+    assert answers == [True] * 20
+
+
+def test_no_descriptor_is_lost_over_dials_and_restarts(rpc_server: ServerCommand) -> None:
+    def run_once(keeper: Keeper) -> None:
+        child = keeper.spawn(rpc_server)
+        assert says_hello(dial(keeper, child))
+        for _ in range(4):
+            assert says_hello(keeper.dial(child, HANG_GUARD))
+        keeper.kill(child)
+        with pytest.raises(ConnectionRefusedError):
+            keeper.dial(child, HANG_GUARD)
+        read_all(child)
+        with pytest.raises(FileNotFoundError):
+            keeper.spawn(ServerCommand(["/nonexistent"], {}, Path("/")))
+
+    with started("auto") as keeper:
+        run_once(keeper)
+        before = descriptors(os.getpid()), descriptors(keeper._pid)
+        for _ in range(10):
+            run_once(keeper)
+        assert (descriptors(os.getpid()), descriptors(keeper._pid)) == before
+
+
+def test_the_keeper_holds_nothing_of_the_launchers() -> None:
+    """A lock, a listener or a pipe held by the keeper would outlive the launcher's closing it."""
+    reading, writing = os.pipe()
+    with started("auto"):
+        os.close(writing)
+        assert os.read(reading, 1) == b"", "somebody else holds the pipe open"
+    os.close(reading)
+
+
+def test_a_full_table_of_descriptors_is_survived(rpc_server: ServerCommand) -> None:
+    def body() -> None:
+        with started("auto") as keeper:
+            child = keeper.spawn(rpc_server)
+            dial(keeper, child).close()
+            hoard: list[IO[bytes]] = []
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            with suppress(OSError):
+                while True:
+                    hoard.append(Path(os.devnull).open("rb"))
+            with pytest.raises(OSError) as refused:
+                keeper.dial(child, HANG_GUARD)
+            assert refused.value.errno == errno.EMFILE
+            for file in hoard:
+                file.close()
+            assert says_hello(keeper.dial(child, HANG_GUARD))
+
+    in_a_fork(body)
+
+
+def test_the_listener_is_found_by_its_owner() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        port = ours.getsockname()[1]
+        assert keeper_module._listens(os.getpid(), port)
+        assert not keeper_module._listens(os.getppid(), port)
+        with socket.create_connection(ours.getsockname()):
+            ours.close()
+            assert not keeper_module._listens(os.getpid(), port)

@@ -1,0 +1,61 @@
+"""Goal: a directory that holds code is reached only through directories that nobody else can change."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from app.directories import UnsafeDirectory, check_owner, open_private, opened, remove
+from tests.conftest import needs_root, nobody
+
+
+def test_missing_directories_are_made_for_us_alone(base: Path) -> None:
+    with opened(open_private(base / "a/b", create=True)) as fd:
+        assert os.fstat(fd).st_ino == (base / "a/b").stat().st_ino
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (base, base / "a", base / "a/b")] == [0o700] * 3
+
+
+def test_a_missing_directory_is_not_made_unasked(base: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_private(base, create=False)
+    assert not base.exists()
+
+
+def test_below_tmp_is_fine() -> None:
+    """/tmp is writable by all, but sticky and root's: nobody can replace what is ours in it."""
+    check_owner(os.stat("/tmp"), Path("/tmp"))
+
+
+@needs_root
+def test_a_sticky_directory_of_another_user_is_not(base: Path) -> None:
+    base.mkdir()
+    base.chmod(0o1777)
+    os.chown(base, nobody, -1)
+    with pytest.raises(UnsafeDirectory, match="another user"):
+        open_private(base / "below", create=True)
+
+
+def test_no_descriptor_is_lost_on_the_way(base: Path) -> None:
+    base.mkdir()
+    (base / "link").symlink_to("/tmp")
+    before = os.listdir("/proc/self/fd")
+    for path in (base / "link/x", base / "none"):
+        with pytest.raises((UnsafeDirectory, FileNotFoundError)):
+            open_private(path, create=False)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_remove_follows_no_link(base: Path) -> None:
+    (base / "keep").mkdir(parents=True)
+    (base / "keep/file").write_text("precious")
+    (base / "gone/sub").mkdir(parents=True)
+    (base / "gone/sub/link").symlink_to(base / "keep")
+    (base / "gone/file").symlink_to(base / "keep/file")
+    with opened(os.open(base, os.O_RDONLY)) as fd:
+        assert remove(fd, "gone")
+        assert not remove(fd, "gone")
+    assert not (base / "gone").exists()
+    assert (base / "keep/file").read_text() == "precious"

@@ -1,0 +1,91 @@
+"""Goal: imports go down only, tests mirror the code, and each library is known to the files that need it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+APP = Path("app")
+
+LAYERS = [
+    ["app", "app.errors"],
+    ["app.manifest", "app.carchive", "app.options", "app.console", "app.directories"],
+    ["app.embedded", "app.verify", "app.onefile"],
+    ["app.payload"],
+    ["app.launch", "app.server_args"],
+    ["app.llama_cpp_rpc", "app.assets", "app.about"],
+    ["app.p2p.token"],
+    ["app.p2p.identity", "app.p2p.frames", "app.p2p.lease", "app.p2p.rpc"],
+    ["app.p2p.channel", "app.p2p.discovery", "app.p2p.namespace", "app.p2p.keeper_process", "app.p2p.systemd"],
+    ["app.p2p.keeper"],
+    ["app.p2p.pump", "app.p2p.supervisor"],
+    ["app.p2p.relay"],
+    ["app.p2p.worker", "app.p2p.head"],
+    ["app.p2p", "app.p2p_stub"],
+    ["app.cli"],
+    ["app.__main__", "app.main_nop2p"],
+]
+"""From the ground up. A module imports from its own layer only what the layer's order allows."""
+
+OWNERS = {
+    "cryptography": {"app.p2p.token", "app.p2p.identity"},
+    "zeroconf": {"app.p2p.discovery"},
+    "rich": {"app.console"},
+    "argparse_dataclass": {"app.options", "app.cli"},
+}
+
+NOT_MIRRORED = {"app.errors", "app.__main__", "app.main_nop2p", "app.p2p_stub"}
+"""Nothing to test alone: names, two entries, and the stub, which test_cli.py covers."""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in APP.rglob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that the file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = below & set(MODULES)
+            found.update(inside)
+            if inside != below:
+                found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down(name: str) -> None:
+    level = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+    assert name in level, f"{name} has no place in LAYERS"
+    climbing = [other for other in imported(MODULES[name]) if other in level and level[other] > level[name]]
+    assert not climbing, f"{name} imports from above: {climbing}"
+
+
+def test_the_command_line_does_not_know_p2p() -> None:
+    assert not [name for name in imported(MODULES["app.cli"]) if name.startswith("app.p2p")]
+
+
+@pytest.mark.parametrize("library", sorted(OWNERS))
+def test_each_library_has_its_place(library: str) -> None:
+    users = {name for name, path in MODULES.items() if any(m.split(".")[0] == library for m in imported(path))}
+    assert users <= OWNERS[library]
+
+
+def test_tests_mirror_the_code() -> None:
+    missing = [
+        name
+        for name, path in MODULES.items()
+        if name not in NOT_MIRRORED
+        and path.name != "__init__.py"
+        and not Path("tests", *path.parts[1:-1], f"test_{path.stem}.py").exists()
+    ]
+    assert not missing, f"no test file for {missing}"
