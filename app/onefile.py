@@ -61,4 +61,13 @@ def _abandoned(directory: Path) -> bool:
         pid = int((directory / MARKER).read_text())
     except (OSError, ValueError):
         return False
-    return not Path(f"/proc/{pid}").exists()
+    return not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    """Whether `pid` runs; one that ended and waits for its parent to notice does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")

@@ -71,8 +71,10 @@ def base_directories(given: str | None, environ: Mapping[str, str]) -> list[Path
     """Where to unpack, best first. A path that the user gave is never replaced by another."""
     if given is not None:
         return [_absolute(given)]
-    cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return [_absolute(DEFAULT_ASSETS_PATH), _absolute(cache) / "localai" / "backend_data"]
+    bases = [Path(DEFAULT_ASSETS_PATH)]
+    with contextlib.suppress(RuntimeError):  # a user without a home directory has no fall-back
+        bases.append(_absolute(environ.get("XDG_CACHE_HOME") or "~/.cache") / "localai" / "backend_data")
+    return bases
 
 
 def ensure(payload: Payload, given: str | None, environ: Mapping[str, str]) -> Assets:

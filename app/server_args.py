@@ -81,7 +81,7 @@ def check_port(host: str, port: int) -> None:
 
 def _check_number(flag: str, value: str, *, highest: int) -> None:
     if not (value.isascii() and value.isdigit() and 1 <= int(value) <= highest):
-        raise usage_error(f"{flag} wants a number from 1 to {highest}, not {value!r}")
+        raise usage_error(f"{flag} wants a number from 1 to {highest}, not {value!r}", f"such as {flag} 1")
 
 
 def _check_host(host: str) -> None:

@@ -54,9 +54,7 @@ def make_payload() -> MakePayload:
             "backend-assets/util/llama-cpp-rpc-server": b"#!/bin/sh\nexec env\n",
             "backend-assets/util/libggml-cpu-x64.so": b"\x7fELF and nothing more" * 100,
         }
-        table = {
-            name: FileEntry(hashlib.sha256(data).hexdigest(), len(data), 0o700) for name, data in files.items()
-        }
+        table = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data), 0o700) for name, data in files.items()}
         manifest = Manifest(table, OPTIONS, NATIVE)
         return Payload(manifest, lambda: pack({**files, **(extra or {})}, manifest))
 

@@ -65,13 +65,24 @@ def test_help_of_a_command_tells_its_environment(capsys: pytest.CaptureFixture[s
         cli.main(["worker", "llama-cpp-rpc", "--help"], p2p_stub, {})
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    for name in ("LOCALAI_EXTRA_LLAMA_CPP_ARGS", "BACKEND_ASSETS_PATH", "--extra-llama-cpp-args", "/tmp/localai/backend_data"):
+    for name in (
+        "LOCALAI_EXTRA_LLAMA_CPP_ARGS",
+        "BACKEND_ASSETS_PATH",
+        "--extra-llama-cpp-args",
+        "/tmp/localai/backend_data",
+    ):
         assert name in out
 
 
 @pytest.mark.parametrize(
     "words",
-    [["p2p-llama-cpp-rpc"], ["connect", "--nonsense"], ["list", "--json"], ["token"], ["worker", "p2p-llama-cpp-rpc", "--", "-c"]],
+    [
+        ["p2p-llama-cpp-rpc"],
+        ["connect", "--nonsense"],
+        ["list", "--json"],
+        ["token"],
+        ["worker", "p2p-llama-cpp-rpc", "--", "-c"],
+    ],
 )
 def test_a_build_without_p2p_says_so(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     code, out, err = run(capsys, *words)
@@ -89,7 +100,11 @@ def test_the_stub_has_the_names_and_signatures_of_p2p() -> None:
 
 
 def test_the_small_build_imports_nothing_of_p2p() -> None:
-    script = "import app.main_nop2p, sys; print(sorted(m for m in sys.modules if m.split('.')[0] in ('zeroconf', 'cryptography', 'rich') or m.startswith('app.p2p.')))"
+    script = (
+        "import app.main_nop2p, sys\n"
+        "libraries = ('zeroconf', 'cryptography', 'rich')\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in libraries or m.startswith('app.p2p.')))"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -97,8 +112,9 @@ def test_the_small_build_imports_nothing_of_p2p() -> None:
 def test_the_exec_path_imports_neither_p2p_nor_rich() -> None:
     """The full build pays for p2p only when it is used: start-up is part of the promise."""
     script = (
-        "import sys; from app import cli, p2p; cli.main(['worker', 'llama-cpp-rpc'], p2p, {});"
-        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('zeroconf', 'cryptography', 'rich', 'asyncio', 'ssl')))"
+        "import sys; from app import cli, p2p; cli.main(['worker', 'llama-cpp-rpc'], p2p, {})\n"
+        "libraries = ('zeroconf', 'cryptography', 'rich', 'asyncio', 'ssl')\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in libraries))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -26,7 +26,7 @@ def test_a_missing_directory_is_not_made_unasked(base: Path) -> None:
 
 def test_below_tmp_is_fine() -> None:
     """/tmp is writable by all, but sticky and root's: nobody can replace what is ours in it."""
-    check_owner(os.stat("/tmp"), Path("/tmp"))
+    check_owner(Path("/tmp").stat(), Path("/tmp"))
 
 
 @needs_root

@@ -28,7 +28,7 @@ def parse(name: str, *flags: str, **environ: str) -> Any:
 )
 def test_of_several_variables_the_first_that_is_not_empty_wins(field: str, names: list[str]) -> None:
     for number, name in enumerate(names):
-        environ = {earlier: "" for earlier in names[:number]} | {later: later for later in names[number:]}
+        environ = dict.fromkeys(names[:number], "") | {later: later for later in names[number:]}
         assert getattr(fill(P2pOptions(), environ), field) == name
 
 
@@ -38,7 +38,10 @@ def test_a_flag_beats_the_environment() -> None:
 
 
 def test_a_flag_that_repeats_the_default_beats_the_environment() -> None:
-    assert parse("p2p-llama-cpp-rpc", "--runner-address", "127.0.0.1", RUNNER_ADDRESS="10.0.0.1").runner_address == "127.0.0.1"
+    assert (
+        parse("p2p-llama-cpp-rpc", "--runner-address", "127.0.0.1", RUNNER_ADDRESS="10.0.0.1").runner_address
+        == "127.0.0.1"
+    )
 
 
 def test_defaults() -> None:
@@ -48,7 +51,9 @@ def test_defaults() -> None:
     assert fill(LlamaCppRpcOptions(), {}) == LlamaCppRpcOptions(None, None, "info")
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("YES", True), ("false", False), ("0", False)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("1", True), ("YES", True), ("false", False), ("0", False)]
+)
 def test_a_switch_from_the_environment(text: str, value: bool) -> None:
     assert fill(P2pOptions(), {"LOCALAI_NO_RUNNER": text}).no_runner is value
 

@@ -46,6 +46,8 @@ class Channel:
     guards it and is never held while waiting for the socket. A second keeps
     what is sent in the order in which it was encrypted. A third is held by who
     reads from the socket, so that `close` can tell when nobody does any more.
+    Reading never has to send: OpenSSL puts its answer to a change of keys
+    before what is written next, as RFC 8446 (4.6.3) allows.
     """
 
     def __init__(
@@ -139,8 +141,6 @@ class Channel:
         with self._reading:
             while True:
                 count = self._decrypt(view)
-                if self._outgoing.pending:  # the answer to a change of keys
-                    self._flush()
                 if count is not None:
                     return count
                 received = self._receive(deadline)
@@ -189,7 +189,6 @@ class Channel:
         with self._sending:
             for start in range(0, len(view), BLOCK):
                 self._send(self._encrypt(view[start : start + BLOCK]))
-        self._flush()
 
     def _encrypt(self, view: memoryview) -> bytes:
         with self._using_tls:
@@ -202,14 +201,6 @@ class Channel:
             except ssl.SSLError as error:
                 raise _explain(error) from error
             return self._outgoing.read()
-
-    def _flush(self) -> None:
-        """Send what OpenSSL wants sent, unless somebody is sending: who sends looks again after letting go."""
-        while self._outgoing.pending and self._sending.acquire(blocking=False):
-            try:
-                self._send(self._encrypt(memoryview(b"")))
-            finally:
-                self._sending.release()
 
     def _send(self, sealed: bytes) -> None:
         try:

@@ -27,7 +27,7 @@ _DEVICE = struct.Struct("<I")  # rpc_msg_get_device_memory_req
 _MEMORY = struct.Struct("<QQ")  # rpc_msg_get_device_memory_rsp: free, total
 
 # Printed by ggml_backend_rpc_start_server, one line a device below "Devices:".
-_LINE = re.compile(r"  ([^\s:]+): (.*) \(\d+ MiB, \d+ MiB free\)\s*")
+_LINE = re.compile(r"  (\S+): (.*) \(\d+ MiB, \d+ MiB free\)\s*")
 
 
 class Command(IntEnum):

@@ -8,20 +8,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from app.errors import ExitCode, WorkerError
 from app.launch import ServerCommand
 from app.p2p.keeper import Child, Keeper, KeeperLost
-from app.p2p.rpc import Device, Probe, RpcError, parse_devices
-from app.p2p.server import Down, Failed, OnChange, Ready, Starting, State
+from app.p2p.rpc import DeviceName, Probe, RpcError, parse_devices
+from app.p2p.server import CHECK_LIMIT, Down, Failed, OnChange, Ready, ServerState, Starting, describe
 from app.p2p.server_output import ServerOutput
 
 PROBE_INTERVAL = 0.05
 """Seconds between looks whether a server that has been started listens yet."""
-LEASE_CHECK_LIMIT = 3.0
-"""Seconds to answer after a lease. A killed prompt leaves the server computing: 2.7 s were seen."""
 FIRST_DELAY = 0.25
 """Seconds before a start that follows a crash; each further one waits twice as long ..."""
 MAX_DELAY = 30.0
@@ -48,15 +46,20 @@ class _End:
 
     how: str
     """To be read after "rpc-server"."""
-    lines: list[str]
+    lines: list[str] = field(default_factory=list)
     answered: float | None = None
     """Seconds that it was ready; None when it never was."""
     hung: bool = False
     """Killed because it did not answer after a lease; no fault of its start."""
 
 
+def print_line(line: str) -> None:
+    """A line of the server's, to where the original puts it."""
+    print(line, flush=True)
+
+
 class Supervisor:
-    """A `Server` that a keeper runs for us."""
+    """An `RpcServer` that a keeper runs for us; its methods are described there."""
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class Supervisor:
         *,
         start_timeout: float,
         port: int | None = None,
-        echo: Callable[[str], None] = partial(print, flush=True),
+        echo: Callable[[str], None] = print_line,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
     ) -> None:
@@ -86,14 +89,14 @@ class Supervisor:
         self._stopping = threading.Event()
         self._pause = pause or self._stopping.wait
         self._changing = threading.Lock()
-        self._state: State = Starting()
+        self._state: ServerState = Starting()
         self._spawning = threading.Lock()
         self._child: Child | None = None
         self._hung: Child | None = None
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServerState:
         """The newest state."""
         return self._state
 
@@ -102,34 +105,146 @@ class Supervisor:
         self._thread.start()
 
     def dial(self, timeout: float) -> socket.socket:
-        """A connection to the server, blocking; raises `OSError` when there is none within `timeout` seconds."""
+        """A connection to the server that is ready."""
         child = self._child
         if child is None or not isinstance(self._state, Ready):
             raise ConnectionRefusedError("rpc-server is not ready")
         return self._keeper.dial(child, timeout)
 
     def check_after_lease(self) -> bool:
-        """Whether the server answers within `LEASE_CHECK_LIMIT`; if it hangs it is started again."""
+        """Whether the server answers within `CHECK_LIMIT`; when it hangs it is started again."""
         child, state = self._child, self._state
         if child is None or not isinstance(state, Ready):
             return False
-        deadline = self._clock() + LEASE_CHECK_LIMIT
         try:
-            with self._keeper.dial(child, LEASE_CHECK_LIMIT) as connection:
-                probe = self._probe(connection, max(deadline - self._clock(), 0.001))
-        except (OSError, RpcError) as error:
-            self._restart(child, f"did not answer after a lease: {error}")
+            probe = self._ask(child, CHECK_LIMIT)
+            if probe is None:
+                return False
+        except TimeoutError as error:
+            logger.warning("rpc-server %s after a client had gone; it is started again", error)
+            self._hung = child
+            self._change(Down(f"rpc-server {error} after a client had gone"), only_after=state)
+            with suppress(KeeperLost):
+                self._keeper.kill(child)  # which ends the wait of the thread that keeps it running
+            return False
+        except KeeperLost:  # the thread finds out by itself
             return False
         with self._changing:
             if self._state is state:
-                self._state = Ready(with_memory(state.devices, probe), probe.protocol)
+                self._state = describe(probe, state.devices)
         return True
 
     def stop(self) -> None:
-        """End the server, and the thread."""
+        """End the server and the thread; nothing is told any more."""
         self._stopping.set()
         with self._spawning:  # what has not been spawned by now never will be
             child = self._child
         if child is not None:
-            with_suppressed_loss(self._keeper.kill, child)
+            with suppress(KeeperLost):
+                self._keeper.kill(child)
         self._thread.join(STOP_LIMIT)
+
+    def _change(self, state: ServerState, only_after: ServerState | None = None) -> None:
+        with self._changing:
+            if not self._stopping.is_set() and (only_after is None or only_after is self._state):
+                self._state = state
+                self._on_change(state)
+
+    def _run(self) -> None:
+        try:
+            self._keep_running()
+        except WorkerError as error:
+            self._change(Failed(error))
+        except KeeperLost as error:
+            self._change(
+                Failed(WorkerError(str(error), "start the worker again; the system log may tell who killed it"))
+            )
+        except Exception as error:  # a thread that ends unseen would leave a worker that never answers
+            logger.exception("the supervisor broke")
+            self._change(Failed(WorkerError(f"the supervisor broke: {error}", "report this, with the log")))
+
+    def _keep_running(self) -> None:
+        vain, delay = 0, FIRST_DELAY
+        while not self._stopping.is_set():
+            self._change(Starting())
+            end = self._run_once()
+            if self._stopping.is_set():
+                return
+            if end.hung:  # killed in the middle of a client's work, again and again if need be: no crash
+                continue
+            self._change(Down(f"rpc-server {end.how}"))
+            vain = vain + 1 if end.answered is None else 0
+            if vain == ATTEMPTS:
+                raise _crashing(end)
+            if end.answered is not None and end.answered >= STEADY:
+                delay = FIRST_DELAY
+            logger.warning("rpc-server %s; it is started again in %g s", end.how, delay)
+            self._pause(delay)
+            delay = min(2 * delay, MAX_DELAY)
+
+    def _run_once(self) -> _End:
+        command = self._prepare()
+        with self._spawning:
+            if self._stopping.is_set():
+                return _End("was not started")
+            try:
+                child = self._child = self._keeper.spawn(command, self._port)
+            except KeeperLost:
+                raise
+            except OSError as error:
+                return _End(f"cannot be started: {error.strerror or error}")
+        output = ServerOutput(child.output, self._echo)
+        how, since = "", None
+        try:
+            if probe := self._ask(child, self._start_timeout):
+                since = self._clock()
+                self._change(describe(probe, _printed_devices(output, len(probe.memory))))
+        except TimeoutError as error:
+            how = str(error)
+            self._keeper.kill(child)
+        status = child.wait(None)
+        return _End(
+            how or _tell(status),
+            output.wait_for_end(OUTPUT_LIMIT)[-LAST_LINES:],
+            None if since is None else self._clock() - since,
+            self._hung is child,
+        )
+
+    def _ask(self, child: Child, limit: float) -> Probe | None:
+        """What the server says of itself; None when it ended, `TimeoutError` when it is silent for `limit` seconds."""
+        deadline = time.monotonic() + limit
+        trouble = ""
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                with self._keeper.dial(child, left) as connection:
+                    return self._probe(connection, deadline - time.monotonic())
+            except KeeperLost:
+                raise
+            except (OSError, RpcError) as error:
+                trouble = str(error)  # the exception itself would keep `child` and its descriptor in a cycle
+            if child.wait(PROBE_INTERVAL) is not None:
+                return None
+        raise TimeoutError(f"did not answer within {limit:g} s ({trouble})")
+
+
+def _printed_devices(output: ServerOutput, number: int) -> tuple[DeviceName, ...]:
+    def devices(lines: list[str]) -> tuple[DeviceName, ...]:
+        return parse_devices("".join(f"{line}\n" for line in lines))
+
+    return devices(output.wait_until(lambda lines: len(devices(lines)) >= number, DEVICES_LIMIT))
+
+
+def _tell(status: int | None) -> str:
+    """`status` as `subprocess` has it, to be read after "rpc-server"."""
+    if status is None or status >= 0:
+        return f"ended with exit status {status}"
+    known = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {known.get(-status, f'signal {-status}')}"
+
+
+def _crashing(end: _End) -> WorkerError:
+    return WorkerError(
+        "\n  ".join([f"rpc-server keeps crashing: {ATTEMPTS} starts in vain, the last one {end.how}", *end.lines]),
+        "above are its last lines; look at its arguments, and give it longer with --start-timeout if it is slow",
+        ExitCode.CRASHING,
+    )

@@ -20,7 +20,7 @@ class Shape:
     context: int = 512
 
 
-def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:  # noqa: B008 - frozen
+def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:
     """Write a GGUF file to `path`: F32 weights, a vocabulary of the 256 bytes and three control tokens."""
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -45,7 +45,8 @@ def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:  # noqa:
 
     def weights(*dimensions: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         spread = dimensions[-1] ** -0.5
-        return (random.standard_normal(dimensions) * spread * 2).astype(np.float32)
+        values: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = random.standard_normal(dimensions, dtype=np.float32)
+        return values * np.float32(2 * spread)
 
     ones = np.ones(shape.width, dtype=np.float32)
     writer.add_tensor("token_embd.weight", weights(len(tokens), shape.width))

@@ -23,14 +23,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from app.errors import ExitCode, WorkerError
-from app.p2p import identity, token
+from app.p2p import identity
 from app.p2p.identity import Authority, Leaf, PeerRefused, Role
+from app.p2p.token import generate, network, parse
 
 SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 def new_authority(network_id: str = "") -> Authority:
-    return identity.authority(token.network(token.parse(token.generate()), network_id))
+    return identity.authority(network(parse(generate()), network_id))
 
 
 OURS, OTHER = new_authority(), new_authority()
@@ -156,8 +157,8 @@ def test_two_members_of_a_network_know_each_other_by_name_and_key() -> None:
 
 
 def test_members_that_derived_the_network_apart_interoperate() -> None:
-    secret = token.parse(token.generate())
-    mine, theirs = (identity.authority(token.network(secret, "lab")) for _ in range(2))
+    secret = parse(generate())
+    mine, theirs = (identity.authority(network(secret, "lab")) for _ in range(2))
     assert mine.certificate.public_bytes(Encoding.DER) == theirs.certificate.public_bytes(Encoding.DER)
     head, worker = talk(identity.mint(mine, Role.HEAD, "a"), identity.mint(theirs, Role.WORKER, "b"))
     assert head.done and worker.done
@@ -418,7 +419,7 @@ def test_making_contexts_leaves_no_file_open() -> None:
 def test_the_vectors_of_the_protocol_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
     vector = next(word.strip("`") for word in page.split() if word.startswith("`worker1_aaaq"))
-    authority = identity.authority(token.network(token.parse(vector)))
+    authority = identity.authority(network(parse(vector)))
     made = authority.certificate.public_bytes(Encoding.DER)
     assert f"`{authority.tag}`" in page
     assert f"`{authority.key.public_key().public_bytes_raw().hex()}`" in page

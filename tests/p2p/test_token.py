@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import ExitCode, WorkerError
-from app.p2p import token
+from app.p2p.token import Kind, generate, network, parse, parse_file
 
 # The test vectors of docs/PROTOCOL.md.
 VECTOR = "worker1_" + "aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dyptwsvu"
@@ -23,7 +23,7 @@ VECTOR_SEED = "68b7de2cdd1d874f1962153b96b11dca1b9a870a62a1df3ac7cf900bbec707aa"
 
 def refusal(text: str) -> WorkerError:
     with pytest.raises(WorkerError) as caught:
-        token.parse(text)
+        parse(text)
     assert caught.value.code == ExitCode.USAGE
     assert caught.value.hint
     return caught.value
@@ -44,21 +44,21 @@ def localai(key_chars: int = 43, alphabet: str = string.ascii_letters + string.d
 
 
 def test_generated_tokens_are_accepted_differ_and_can_be_double_clicked() -> None:
-    texts = [token.generate() for _ in range(50)]
+    texts = [generate() for _ in range(50)]
     assert len(set(texts)) == 50
     for text in texts:
         assert set(text) <= set(string.ascii_letters + string.digits + "_")
-        assert token.parse(text).kind is token.Kind.OURS
-        assert len(token.parse(text).secret) == 32
+        assert parse(text).kind is Kind.OURS
+        assert len(parse(text).secret) == 32
 
 
 def test_white_space_around_a_token_and_line_breaks_in_it_do_not_matter() -> None:
-    text = token.generate()
-    assert token.parse(f"\n  {text[:30]}\r\n{text[30:]} \n") == token.parse(text)
+    text = generate()
+    assert parse(f"\n  {text[:30]}\r\n{text[30:]} \n") == parse(text)
 
 
 def test_every_slip_of_one_character_is_told_as_a_mistyped_token() -> None:
-    text = token.generate()
+    text = generate()
     for at in range(len(text)):
         for typed in ("b" if text[at] != "b" else "c", text[at].upper(), "-", "1" if text[at] != "1" else "2", ""):
             if typed == text[at]:
@@ -112,16 +112,16 @@ def test_no_error_repeats_the_token(text: str) -> None:
 
 def test_a_localai_token_is_its_keys_however_it_is_pasted() -> None:
     text = localai()
-    parsed = token.parse(text)
-    assert parsed.kind is token.Kind.LOCALAI
+    parsed = parse(text)
+    assert parsed.kind is Kind.LOCALAI
     yaml = base64.b64decode(text)
     keys = [line.split()[1] for line in yaml.splitlines() if b" key: " in line]
     assert parsed.secret == b"\n".join(keys)
     wrapped = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
-    assert token.parse(wrapped) == token.parse(text.rstrip("=")) == parsed
-    assert token.parse(base64.b64encode(yaml.replace(b"\n", b"\r\n")).decode()) == parsed
-    assert token.parse(base64.b64encode(yaml + b"trusted_peer_ids: []\n").decode()) == parsed
-    assert token.parse(localai(32, string.ascii_uppercase + "234567")).kind is token.Kind.LOCALAI
+    assert parse(wrapped) == parse(text.rstrip("=")) == parsed
+    assert parse(base64.b64encode(yaml.replace(b"\n", b"\r\n")).decode()) == parsed
+    assert parse(base64.b64encode(yaml + b"trusted_peer_ids: []\n").decode()) == parsed
+    assert parse(localai(32, string.ascii_uppercase + "234567")).kind is Kind.LOCALAI
 
 
 def test_a_localai_token_with_poor_keys_is_refused() -> None:
@@ -140,35 +140,35 @@ def test_a_localai_token_with_poor_keys_is_refused() -> None:
 
 
 def test_neither_token_nor_network_shows_its_secrets() -> None:
-    parsed = token.parse(VECTOR)
-    network = token.network(parsed, "lab")
-    for shown in (repr(parsed), str(parsed), repr(network), str(network)):
+    parsed = parse(VECTOR)
+    lab = network(parsed, "lab")
+    for shown in (repr(parsed), str(parsed), repr(lab), str(lab)):
         assert repr(parsed.secret) not in shown
-        assert repr(network.ca_seed) not in shown
+        assert repr(lab.ca_seed) not in shown
         assert parsed.secret.hex() not in shown
-        assert network.ca_seed.hex() not in shown
-    assert network.tag in repr(network)
+        assert lab.ca_seed.hex() not in shown
+    assert lab.tag in repr(lab)
 
 
 def test_the_fingerprint_tells_tokens_apart_and_is_no_part_of_them() -> None:
-    prints = {token.parse(token.generate()).fingerprint for _ in range(50)}
+    prints = {parse(generate()).fingerprint for _ in range(50)}
     assert len(prints) == 50
     assert all(len(print_) == 8 for print_ in prints)
-    assert token.parse(VECTOR).fingerprint == token.parse(VECTOR).fingerprint
+    assert parse(VECTOR).fingerprint == parse(VECTOR).fingerprint
 
 
 def test_a_network_is_the_token_and_the_id_together() -> None:
-    one, two = token.parse(token.generate()), token.parse(token.generate())
-    networks = [token.network(t, name) for t in (one, two) for name in ("", "a", "b", "a\0", "\0a", "é", "e\u0301")]
-    assert len({network.tag for network in networks}) == len(networks)
-    assert len({network.ca_seed for network in networks}) == len(networks)
-    assert token.network(one, "a") == token.network(one, "a")
+    one, two = parse(generate()), parse(generate())
+    networks = [network(t, name) for t in (one, two) for name in ("", "a", "b", "a\0", "\0a", "é", "e\u0301")]
+    assert len({one.tag for one in networks}) == len(networks)
+    assert len({one.ca_seed for one in networks}) == len(networks)
+    assert network(one, "a") == network(one, "a")
 
 
 @pytest.mark.parametrize("name", ["x" * 257, "é" * 129, "\udcff"])
 def test_an_unusable_network_id_is_a_usage_error(name: str) -> None:
     with pytest.raises(WorkerError) as caught:
-        token.network(token.parse(VECTOR), name)
+        network(parse(VECTOR), name)
     assert caught.value.code == ExitCode.USAGE
 
 
@@ -179,38 +179,38 @@ def hkdf(secret: bytes, info: bytes, length: int) -> bytes:
 
 
 def test_the_vectors_of_the_protocol_page() -> None:
-    parsed = token.parse(VECTOR)
+    parsed = parse(VECTOR)
     assert parsed.secret == bytes(range(32))
     assert parsed.fingerprint == "afad8a73" == hkdf(parsed.secret, b"worker 1 fingerprint\0", 4).hex()
-    network = token.network(parsed)
-    assert network.tag == VECTOR_TAG == hkdf(parsed.secret, b"worker 1 tag\0", 16).hex()
-    assert network.ca_seed.hex() == VECTOR_SEED == hkdf(parsed.secret, b"worker 1 ca\0", 32).hex()
-    assert token.network(parsed, "lab").tag == "47f3989a2e397b6dc09f09fe6b9d86b3"
+    plain = network(parsed)
+    assert plain.tag == VECTOR_TAG == hkdf(parsed.secret, b"worker 1 tag\0", 16).hex()
+    assert plain.ca_seed.hex() == VECTOR_SEED == hkdf(parsed.secret, b"worker 1 ca\0", 32).hex()
+    assert network(parsed, "lab").tag == "47f3989a2e397b6dc09f09fe6b9d86b3"
     page = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
     for value in (VECTOR, VECTOR_TAG, VECTOR_SEED, "afad8a73", "47f3989a2e397b6dc09f09fe6b9d86b3"):
         assert f"`{value}`" in page
 
 
 def test_a_token_file_holds_one_or_two_tokens_and_comments() -> None:
-    old, new = token.generate(), token.generate()
+    old, new = generate(), generate()
     text = f"\ufeff# new since Monday\r\n{new}\n\n   # old\n  {old}  \n"
-    assert token.parse_file(text) == (token.parse(new), token.parse(old))
-    assert token.parse_file(new) == (token.parse(new),)
-    assert token.parse_file(f"{localai()}\n{new}\n") == (token.parse(localai()), token.parse(new))
-    assert token.parse_file(f"{new}\n{new}\n") == (token.parse(new),), "one network, served once"
+    assert parse_file(text) == (parse(new), parse(old))
+    assert parse_file(new) == (parse(new),)
+    assert parse_file(f"{localai()}\n{new}\n") == (parse(localai()), parse(new))
+    assert parse_file(f"{new}\n{new}\n") == (parse(new),), "one network, served once"
 
 
 def test_a_bad_token_file_says_which_line() -> None:
-    good = token.generate()
+    good = generate()
     cases = {
         "line 3": f"# first\n{good}\n{good[:-1]}\n",
-        "more than two": "\n".join(token.generate() for _ in range(3)),
+        "more than two": "\n".join(generate() for _ in range(3)),
         "holds no token": "\n# nothing\n\n",
         "too long": "#" * 70000,
     }
     for said, text in cases.items():
         with pytest.raises(WorkerError, match=said) as caught:
-            token.parse_file(text)
+            parse_file(text)
         assert caught.value.code == ExitCode.USAGE
         assert good[:20] not in caught.value.message
 
@@ -220,9 +220,9 @@ def test_a_bad_token_file_says_which_line() -> None:
     st.one_of(st.text(max_size=200), st.binary(max_size=200).map(lambda raw: raw.decode("utf-8", "surrogateescape")))
 )
 def test_any_text_is_a_usage_error_and_nothing_else(text: str) -> None:
-    for parse in (token.parse, token.parse_file):
+    for read in (parse, parse_file):
         with pytest.raises(WorkerError) as caught:
-            parse(text)
+            read(text)
         assert caught.value.code == ExitCode.USAGE
 
 
@@ -230,4 +230,4 @@ def test_any_text_is_a_usage_error_and_nothing_else(text: str) -> None:
 @given(st.binary(max_size=300))
 def test_any_yaml_behind_the_localai_start_is_a_usage_error(rest: bytes) -> None:
     with pytest.raises(WorkerError, match="LocalAI"):
-        token.parse(base64.b64encode(b"otp:\n  dht:\n    key: " + rest).decode())
+        parse(base64.b64encode(b"otp:\n  dht:\n    key: " + rest).decode())

@@ -1,0 +1,1 @@
+"""Speed, measured beside real peers. `python3 build.py bench` starts it; no test asserts a time."""
