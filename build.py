@@ -7,6 +7,7 @@ import argparse
 import platform
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 - told here, before an import fails on something newer
@@ -63,9 +64,11 @@ def main() -> None:
         binary = freeze.freeze(payload, p2p=not arguments.no_p2p, name=name)
         say(f"{binary.relative_to(ROOT)} is ready; try: {binary.relative_to(ROOT)} version")
         return
+    with_libc = native.build(replace(options, bundle_libc=True), llama_cpp)
     built = checks.Built(
         full=freeze.freeze(payload, p2p=True, name="worker"),
         small=freeze.freeze(payload, p2p=False, name="worker-nop2p"),
+        with_libc=freeze.freeze(package.package(with_libc, llama_cpp), p2p=False, name="worker-nop2p-libc"),
         tree=tree.path,
         clients=native.build_clients(options, llama_cpp),
         source=llama_cpp.path,

@@ -18,6 +18,7 @@ class Built:
 
     full: Path
     small: Path
+    with_libc: Path
     tree: Path
     clients: Path
     source: Path
@@ -31,6 +32,7 @@ class Built:
             "PYTHONDONTWRITEBYTECODE": "1",
             "WORKER_TEST_BINARY": str(self.full),
             "WORKER_TEST_SMALL_BINARY": str(self.small),
+            "WORKER_TEST_LIBC_BINARY": str(self.with_libc),
             "WORKER_TEST_TREE": str(self.tree),
             "WORKER_TEST_SERVER": str(self.tree / "backend-assets/util/llama-cpp-rpc-server"),
             "WORKER_TEST_CLIENTS": str(self.clients),

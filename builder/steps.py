@@ -87,11 +87,12 @@ def run(
             )
         except OSError as error:
             fail(f"cannot start {command[0]}: {error.strerror}")
-        assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            progress.show(line)
-        status = process.wait()
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                file.write(line)
+                progress.show(line)
+        status = process.returncode
     progress.end()
     if status != 0:
         text = log.read_text(errors="replace")

@@ -40,11 +40,8 @@ class Role(Enum):
     WORKER = "worker"
     HEAD = "head"
 
-    @property
-    def peer(self) -> Role:
-        return Role.HEAD if self is Role.WORKER else Role.WORKER
 
-
+_PEER = {Role.WORKER: Role.HEAD, Role.HEAD: Role.WORKER}
 _KEY_USAGE = {Role.WORKER: ExtendedKeyUsageOID.SERVER_AUTH, Role.HEAD: ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
@@ -98,7 +95,7 @@ def authority(network: Network) -> Authority:
 
 
 def mint(authority: Authority, role: Role, id: str) -> Leaf:
-    """A fresh key and its certificate for this process. Raises a usage error for an id that is not an `ID_PATTERN`."""
+    """A fresh key and its certificate for this process. Raises a usage error for an id unlike `ID_PATTERN`."""
     if not re.fullmatch(ID_PATTERN, id):
         raise usage_error("the id cannot be used", "1 to 48 letters, digits, - and _")
     key = Ed25519PrivateKey.generate()
@@ -148,7 +145,7 @@ def check_peer(tls: ssl.SSLObject | ssl.SSLSocket) -> Peer:
     der = tls.getpeercert(binary_form=True)
     if not isinstance(context, _Context) or context.leaf is None or der is None:
         raise PeerRefused("the peer showed no certificate")
-    return check_certificate(der, context.leaf.authority, context.leaf.role.peer)
+    return check_certificate(der, context.leaf.authority, _PEER[context.leaf.role])
 
 
 def check_certificate(der: bytes, authority: Authority, role: Role) -> Peer:

@@ -174,6 +174,9 @@ class _Keeping:
                     stdout=out,
                     stderr=out,
                     start_new_session=True,
+                    # rpc-server sends without MSG_NOSIGNAL: a client that goes before its answer would kill it.
+                    # Python ignores SIGPIPE, and what is ignored stays so across exec.
+                    restore_signals=False,
                     preexec_fn=partial(_tie_to, os.getpid()),
                 )
             except BaseException:

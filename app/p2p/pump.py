@@ -15,55 +15,55 @@ log = logging.getLogger(__name__)
 
 
 class PumpEnd(Enum):
-    """Why a tunnel ended; the value is for the log."""
+    """Why a tunnel ended, in words for the log."""
 
     PEER_CLOSED = "closed by the other side"
     PLAIN_CLOSED = "closed by the local program"
     STOPPED = "closed by us"
     CUT = "cut off"
-    ERROR = "broken: what arrived was not what was sent"
+    ERROR = "broken: what arrived is not what was sent"
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes that one tunnel has moved so far. One thread writes each, any may read."""
+    """Bytes that one tunnel has moved so far. One thread writes each number, any may read them."""
 
     to_peer: int = 0
     from_peer: int = 0
 
 
 def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
-    """Move bytes both ways until either side ends, close both, and say which end came first.
+    """Move bytes both ways until one side ends, close both, and tell which end came first.
 
-    An end on one side is the end of the tunnel, not half of it: llama.cpp closes
-    its sockets whole, and Python's ssl cannot read on after it has said goodbye.
-    What was received before a clean end is delivered. Whoever does not read
-    holds up the other: at most two blocks a direction wait in here.
-    `channel.close()` from another thread stops it.
+    An end on one side is the end of the tunnel, not of half of it: llama.cpp
+    closes its sockets whole, and Python's ssl cannot read on once it has said
+    goodbye. What came before a clean end is delivered. Who does not read holds up
+    who sends: besides the sockets' own buffers, three blocks a direction wait
+    here. `channel.close()` from another thread stops it.
     """
-    ends: list[PumpEnd] = []  # the first to append is the reason
-    plain.settimeout(None)
+    ends: list[PumpEnd] = []  # whoever comes first names the reason
 
     def send() -> None:
-        end = _to_peer(plain, channel, traffic)
-        ends.append(end)
-        if end is PumpEnd.PLAIN_CLOSED:
-            channel.close()
+        ends.append(_send(plain, channel, traffic))
+        if ends[-1] is PumpEnd.PLAIN_CLOSED:
+            channel.close()  # a channel that breaks is closed by its reader, who may yet find a goodbye in it
         _wake(plain)
 
     sender = Thread(target=send, name="pump", daemon=True)
-    sender.start()
-    ends.append(_from_peer(plain, channel, traffic))
-    channel.close()
-    _wake(plain)
-    sender.join()
-    plain.close()
-    if ends[0] is PumpEnd.CUT and PumpEnd.PEER_CLOSED in ends:
-        return PumpEnd.PEER_CLOSED  # writing to a peer that has closed fails before its goodbye is read
-    return ends[0]
+    with plain:
+        try:
+            plain.settimeout(None)
+            sender.start()
+            ends.append(_receive(plain, channel, traffic))
+        finally:
+            channel.close()
+            _wake(plain)
+        sender.join()
+    # Writing to a peer that has closed can fail before its goodbye is read.
+    return PumpEnd.PEER_CLOSED if ends == [PumpEnd.CUT, PumpEnd.PEER_CLOSED] else ends[0]
 
 
-def _to_peer(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
+def _send(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
     view = memoryview(bytearray(BLOCK))
     try:
         while count := plain.recv_into(view):
@@ -76,7 +76,7 @@ def _to_peer(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEn
     return PumpEnd.PLAIN_CLOSED
 
 
-def _from_peer(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
+def _receive(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
     view = memoryview(bytearray(BLOCK))
     try:
         while count := channel.read_into(view):
@@ -93,10 +93,11 @@ def _from_peer(plain: socket.socket, channel: Channel, traffic: Traffic) -> Pump
 def _reason(channel: Channel, error: ChannelError) -> PumpEnd:
     if channel.closed:
         return PumpEnd.STOPPED
-    log.debug("tunnel: %s", error)
+    log.debug("the tunnel broke: %s", error)
     return PumpEnd.CUT if isinstance(error, ChannelCut) else PumpEnd.ERROR
 
 
 def _wake(plain: socket.socket) -> None:
+    """Free whoever reads from `plain` or writes to it; what was written still arrives."""
     with suppress(OSError):
         plain.shutdown(socket.SHUT_RDWR)

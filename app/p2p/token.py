@@ -183,7 +183,7 @@ def _read_base64(text: str) -> bytes | None:
 def _read_localai(yaml: bytes | None) -> bytes:
     """The otp keys in `yaml`. No YAML library: a token is whole or damaged, never written another way."""
     keys: list[bytes] = [] if yaml is None else _LOCALAI_KEY.findall(yaml)
-    if yaml is None or len(keys) < _LOCALAI_KEYS or not _LOCALAI_OTP.search(yaml):
+    if len(keys) < _LOCALAI_KEYS:
         raise usage_error("the LocalAI token is damaged: it does not hold its two otp keys", _COPY_AGAIN)
     if any(len(key) < _LOCALAI_KEY_CHARS or len(set(key)) < _LOCALAI_KEY_DIFFERENT for key in keys):
         raise usage_error("the LocalAI token is weak: its keys are short or not random", _MAKE_ONE)

@@ -31,6 +31,12 @@ def small_binary() -> Path:
 
 
 @pytest.fixture(scope="session")
+def libc_binary() -> Path:
+    """A `worker` that carries the C library too."""
+    return _given("WORKER_TEST_LIBC_BINARY")
+
+
+@pytest.fixture(scope="session")
 def clients() -> Path:
     """The directory of llama-bench, llama-completion, llama-cli and llama-server."""
     return _given("WORKER_TEST_CLIENTS")

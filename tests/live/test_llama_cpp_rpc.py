@@ -42,6 +42,23 @@ def test_greedy_output_equals_the_bare_servers(
     assert len(expected) > 10
 
 
+def test_a_carried_libc_is_the_one_that_runs(
+    libc_binary: Path, clients: Path, tree: Path, tiny_model: Path, env: dict[str, str], assets: Path
+) -> None:
+    bare_port, port = free_port(), free_port()
+    with serving([tree / "backend-assets/util/llama-cpp-rpc-server", "-p", str(bare_port)], bare_port, env):
+        expected = generate(clients, tiny_model, f"127.0.0.1:{bare_port}")
+    with serving([libc_binary, "llama-cpp-rpc", "--", "-p", str(port)], port, env) as running:
+        assert generate(clients, tiny_model, f"127.0.0.1:{port}") == expected
+        assert Path(f"/proc/{running.server}/exe").readlink().name.startswith("ld")
+        mapped = {
+            line.split()[-1] for line in Path(f"/proc/{running.server}/maps").read_text().splitlines() if "/" in line
+        }
+    assert any(path.endswith("/backend-assets/lib/libc.so.6") for path in mapped)
+    assert any("libggml-cpu-" in path for path in mapped)
+    assert [path for path in mapped if ".so" in path and not path.startswith(str(assets))] == []
+
+
 def test_llama_bench_runs_through_it(binary: Path, clients: Path, tiny_model: Path, env: dict[str, str]) -> None:
     port = free_port()
     with serving([binary, "llama-cpp-rpc", "--", "-p", str(port)], port, env):

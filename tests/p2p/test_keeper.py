@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -225,9 +224,12 @@ def test_a_port_that_a_stranger_holds_is_never_taken_for_ours() -> None:
 
 
 def test_a_port_that_is_taken_is_an_error_before_the_start() -> None:
-    with started("off") as keeper, socket.create_server(("127.0.0.1", 0)) as holder:
-        with pytest.raises(OSError, match="in use"):
-            keeper.spawn(shell("exec sleep 1000"), holder.getsockname()[1])
+    with (
+        started("off") as keeper,
+        socket.create_server(("127.0.0.1", 0)) as holder,
+        pytest.raises(OSError, match="in use"),
+    ):
+        keeper.spawn(shell("exec sleep 1000"), holder.getsockname()[1])
 
 
 def test_a_user_cannot_move_the_server_elsewhere(rpc_server: ServerCommand) -> None:
@@ -357,7 +359,7 @@ def test_a_program_that_cannot_be_run_is_an_error_and_no_end_of_the_keeper(tmp_p
 
 
 def test_the_server_gets_exactly_what_it_was_given() -> None:
-    """Arguments and environment to the byte, however long; no descriptor, no terminal, default signals."""
+    """Arguments and environment to the byte, however long; no descriptor, no terminal, no signal blocked."""
     odd = "a b\t\"'\n\u00fc\udcff"
     arguments = [odd, "", *["x" * 1000] * 300]
     script = (
@@ -376,8 +378,21 @@ def test_the_server_gets_exactly_what_it_was_given() -> None:
     assert rest.removeprefix(f"GIVEN={odd}\n").splitlines() == [
         "/usr",
         "SigBlk:\t0000000000000000",
-        "SigIgn:\t0000000000000000",
+        f"SigIgn:\t{1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1:016x}",
     ]
+
+
+def test_a_client_that_goes_before_its_answer_leaves_the_server_alive(rpc_server: ServerCommand) -> None:
+    """A killed head, or a check that ran out of time: rpc-server as it is dies of SIGPIPE."""
+    with started("auto") as keeper:
+        child = keeper.spawn(rpc_server)
+        dial(keeper, child).close()
+        os.kill(child.pid, signal.SIGSTOP)  # as if it were computing
+        with keeper.dial(child, HANG_GUARD) as impatient:
+            impatient.sendall(HELLO)
+        os.kill(child.pid, signal.SIGCONT)
+        assert says_hello(keeper.dial(child, HANG_GUARD))
+        assert child.wait(0) is None
 
 
 def test_two_dial_at_once(rpc_server: ServerCommand) -> None:
@@ -435,16 +450,16 @@ def test_a_full_table_of_descriptors_is_survived(rpc_server: ServerCommand) -> N
         with started("auto") as keeper:
             child = keeper.spawn(rpc_server)
             dial(keeper, child).close()
-            hoard: list[IO[bytes]] = []
+            hoard: list[int] = []
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
             with suppress(OSError):
                 while True:
-                    hoard.append(Path(os.devnull).open("rb"))
+                    hoard.append(os.open(os.devnull, os.O_RDONLY))
             with pytest.raises(OSError) as refused:
                 keeper.dial(child, HANG_GUARD)
             assert refused.value.errno == errno.EMFILE
-            for file in hoard:
-                file.close()
+            for descriptor in hoard:
+                os.close(descriptor)
             assert says_hello(keeper.dial(child, HANG_GUARD))
 
     in_a_fork(body)

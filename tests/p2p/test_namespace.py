@@ -1,4 +1,4 @@
-"""Goal: a process ends up alone in its network and otherwise who it was; where it may not, the remedy fits the machine."""
+"""Goal: a process ends up alone in its network and who it was; where it may not, the remedy fits."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_record_comes_back_as_it_went_out_and_unknown_keys_are_ignored() -> No
 BAD = [
     ("name", "a" * 6), ("name", 5), ("name", None), ("name", ["a"]), ("name", "a\x1b[m"), ("name", "a\nb"),
     ("name", "\x9b31m"), ("name", "\u202eab"), ("name", "\u200b"), ("name", "\u2028"), ("name", "\ud800"),
-    ("code", "xyz"), ("code", "abc\n"), ("code", ""),
+    ("code", "xyz"), ("code", "abx"), ("code", "abc\n"), ("code", ""),
     ("colour", "blue"), ("colour", 1), ("colour", []), ("colour", {}),
     ("part", 1), ("part", {}), ("part", [1]), ("part", {"size": -1}), ("part", {"size": True}),
     ("part", {"size": 1.0}), ("part", {"size": 2**53}), ("part", {"size": "1"}), ("part", {"size": float("nan")}),

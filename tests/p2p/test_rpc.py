@@ -70,20 +70,20 @@ def test_a_hello_is_one_message_and_tells_the_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "answers",
+    ("said", "answers"),
     [
-        [answer(b"", 2**64 - 1)],
-        [answer(bytes(3))],
-        [answer(bytes(29))],
-        [HELLO, answer(struct.pack("<I", rpc.MAX_DEVICES + 1))],
-        [HELLO, answer(struct.pack("<I", 2**32 - 1))],
-        [HELLO, answer(bytes(8))],
-        [HELLO, answer(struct.pack("<I", 1)), answer(bytes(2**16))],
-        [b"HTTP/1.1 400 Bad Request\r\n\r\n"],
+        ("HELLO with 18446744073709551615 bytes", [answer(b"", 2**64 - 1)]),
+        ("HELLO with 3 bytes", [answer(bytes(3))]),
+        ("HELLO with 29 bytes", [answer(bytes(29))]),
+        ("claims 65 devices", [HELLO, answer(struct.pack("<I", rpc.MAX_DEVICES + 1))]),
+        ("claims 4294967295 devices", [HELLO, answer(struct.pack("<I", 2**32 - 1))]),
+        ("DEVICE_COUNT with 8 bytes", [HELLO, answer(bytes(8))]),
+        ("GET_DEVICE_MEMORY with 65536 bytes", [HELLO, answer(struct.pack("<I", 1)), answer(bytes(2**16))]),
+        ("HELLO with", [b"HTTP/1.1 400 Bad Request\r\n\r\n"]),
     ],
 )
-def test_an_answer_of_the_wrong_size_is_refused(answers: list[bytes]) -> None:
-    with scripted(*answers) as (sock, _), pytest.raises(RpcError):
+def test_an_answer_of_the_wrong_size_is_refused(said: str, answers: list[bytes]) -> None:
+    with scripted(*answers) as (sock, _), pytest.raises(RpcError, match=said):
         rpc.probe(sock, HANG)
 
 

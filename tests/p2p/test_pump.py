@@ -1,0 +1,255 @@
+"""Goal: a tunnel of two pumps is a plain connection to both programs, and its end is called by its right name.
+
+program -- plain -- pump -- TLS -- pump -- plain -- program, all real sockets.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from app.p2p import identity
+from app.p2p.channel import BLOCK, Channel
+from app.p2p.identity import Role
+from app.p2p.pump import PumpEnd, Traffic, pump
+from app.p2p.token import generate, network, parse
+
+HANG = 30.0
+"""Seconds after which a test is taken to hang."""
+MIB = 1024 * 1024
+
+AUTHORITY = identity.authority(network(parse(generate())))
+SERVER = identity.server_context([identity.mint(AUTHORITY, Role.WORKER, "box-1")])
+CLIENT = identity.client_context(identity.mint(AUTHORITY, Role.HEAD, "desk"))
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dialled = socket.create_connection(listener.getsockname(), timeout=HANG)
+        accepted, _ = listener.accept()
+        accepted.settimeout(HANG)
+        return dialled, accepted
+
+
+class Tunnel:
+    """`client` and `server` are the programs' sockets, `head` and `worker` what is between them."""
+
+    def __init__(self) -> None:
+        self.client, head_plain = tcp_pair()
+        self.server, worker_plain = tcp_pair()
+        # What the head sends passes from wire[0] to wire[3]; a test decides how.
+        self.wire = [*tcp_pair(), *tcp_pair()]
+        self.pool = ThreadPoolExecutor()
+        self.flip_at: int | None = None
+        self.forwarders = [
+            self.pool.submit(self._forward, self.wire[1], self.wire[2], True),
+            self.pool.submit(self._forward, self.wire[2], self.wire[1], False),
+        ]
+        self.head = Channel(self.wire[0], CLIENT, server_side=False, server_hostname=AUTHORITY.tag)
+        self.worker = Channel(self.wire[3], SERVER, server_side=True)
+        served = self.pool.submit(self.worker.handshake, HANG)
+        self.head.handshake(HANG)
+        served.result(HANG)
+        self.head_traffic, self.worker_traffic = Traffic(), Traffic()
+        self.head_end: Future[PumpEnd] = self.pool.submit(pump, head_plain, self.head, self.head_traffic)
+        self.worker_end: Future[PumpEnd] = self.pool.submit(pump, worker_plain, self.worker, self.worker_traffic)
+
+    def _forward(self, source: socket.socket, sink: socket.socket, from_head: bool) -> None:
+        passed = 0
+        try:
+            while data := bytearray(source.recv(65536)):
+                if from_head and self.flip_at is not None and passed <= self.flip_at < passed + len(data):
+                    data[self.flip_at - passed] ^= 1
+                passed += len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.cut()
+
+    def cut(self) -> None:
+        """The wire ends, in mid-stream and without a goodbye."""
+        for sock in self.wire[1:3]:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for channel in (self.head, self.worker):
+            channel.close()
+        for sock in (self.client, self.server, *self.wire[1:3]):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        self.pool.shutdown()
+
+
+@pytest.fixture
+def tunnel() -> Iterator[Tunnel]:
+    tunnel = Tunnel()
+    yield tunnel
+    tunnel.close()
+
+
+def drain(sock: socket.socket) -> bytes:
+    """All until the end; a reset is an end here."""
+    data = bytearray()
+    with suppress(ConnectionResetError):
+        while more := sock.recv(MIB):
+            data += more
+    return bytes(data)
+
+
+def read_exactly(sock: socket.socket, n: int) -> bytes:
+    data = bytearray()
+    while len(data) < n:
+        more = sock.recv(n - len(data))
+        assert more, "the stream ended early"
+        data += more
+    return bytes(data)
+
+
+def test_bytes_pass_both_ways_at_once_and_are_counted(tunnel: Tunnel) -> None:
+    size = 24 * MIB
+    up, down = os.urandom(size), os.urandom(size)
+    sends = [tunnel.pool.submit(tunnel.client.sendall, up), tunnel.pool.submit(tunnel.server.sendall, down)]
+    at_server = tunnel.pool.submit(read_exactly, tunnel.server, size)
+    at_client = tunnel.pool.submit(read_exactly, tunnel.client, size)
+    assert hashlib.sha256(at_server.result(HANG)).digest() == hashlib.sha256(up).digest()
+    assert hashlib.sha256(at_client.result(HANG)).digest() == hashlib.sha256(down).digest()
+    for future in sends:
+        future.result(HANG)
+    tunnel.client.close()
+    tunnel.head_end.result(HANG)
+    tunnel.worker_end.result(HANG)
+    assert tunnel.head_traffic == tunnel.worker_traffic == Traffic(to_peer=size, from_peer=size)
+
+
+def test_questions_and_answers_pass_without_waiting_for_more(tunnel: Tunnel) -> None:
+    for size in (1, 64, 16_384, 300_000):
+        tunnel.client.sendall(bytes(size))
+        assert read_exactly(tunnel.server, size) == bytes(size)
+        tunnel.server.sendall(b"x")
+        assert tunnel.client.recv(10) == b"x"
+
+
+def test_the_head_s_program_closes(tunnel: Tunnel) -> None:
+    payload = os.urandom(5 * MIB)
+    tunnel.client.sendall(payload)
+    tunnel.client.close()
+    assert drain(tunnel.server) == payload
+    assert tunnel.head_end.result(HANG) is PumpEnd.PLAIN_CLOSED
+    assert tunnel.worker_end.result(HANG) is PumpEnd.PEER_CLOSED
+
+
+def test_the_backend_closes(tunnel: Tunnel) -> None:
+    tunnel.server.sendall(b"last words")
+    tunnel.server.close()
+    assert drain(tunnel.client) == b"last words"
+    assert tunnel.worker_end.result(HANG) is PumpEnd.PLAIN_CLOSED
+    assert tunnel.head_end.result(HANG) is PumpEnd.PEER_CLOSED
+
+
+def test_a_program_that_dies_is_a_program_that_closed(tunnel: Tunnel) -> None:
+    tunnel.client.sendall(b"x")
+    assert tunnel.server.recv(1) == b"x"
+    tunnel.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    tunnel.server.close()  # a reset
+    assert tunnel.worker_end.result(HANG) is PumpEnd.PLAIN_CLOSED
+    assert tunnel.head_end.result(HANG) is PumpEnd.PEER_CLOSED
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "while the head uploads"])
+def test_a_cut_ends_both_sides_and_is_called_one(tunnel: Tunnel, busy: bool) -> None:
+    payload = os.urandom(8 * MIB)
+
+    def upload() -> None:
+        with suppress(OSError):
+            while True:
+                tunnel.client.sendall(payload)
+
+    if busy:
+        tunnel.pool.submit(upload)
+    else:
+        tunnel.client.sendall(b"x")
+    first = tunnel.server.recv(1)
+    tunnel.cut()
+    arrived = first + drain(tunnel.server)
+    assert tunnel.worker_end.result(HANG) is PumpEnd.CUT
+    assert tunnel.head_end.result(HANG) is PumpEnd.CUT
+    if busy:
+        assert arrived == (payload * (len(arrived) // len(payload) + 1))[: len(arrived)]
+
+
+def test_a_flipped_bit_ends_it_as_an_error_and_nothing_wrong_is_passed_on(tunnel: Tunnel) -> None:
+    payload = os.urandom(4 * MIB)
+    tunnel.flip_at = 2 * MIB
+
+    def upload() -> None:
+        with suppress(OSError):
+            tunnel.client.sendall(payload)
+
+    tunnel.pool.submit(upload)
+    arrived = drain(tunnel.server)
+    assert payload.startswith(arrived)
+    assert len(arrived) < 2 * MIB
+    assert tunnel.worker_end.result(HANG) is PumpEnd.ERROR
+    assert tunnel.head_end.result(HANG) is PumpEnd.ERROR  # told by the worker's alert
+    drain(tunnel.client)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "while both directions are stuck"])
+def test_another_thread_can_stop_it(tunnel: Tunnel, busy: bool) -> None:
+    def flood(sock: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                sock.sendall(bytes(MIB))
+
+    if busy:
+        for sock in (tunnel.client, tunnel.server):
+            tunnel.pool.submit(flood, sock)
+        threading.Event().wait(0.5)
+    tunnel.worker.close()
+    assert tunnel.worker_end.result(HANG) is PumpEnd.STOPPED
+    # The goodbye has no room behind what is stuck.
+    assert tunnel.head_end.result(HANG) in ({PumpEnd.CUT, PumpEnd.PEER_CLOSED} if busy else {PumpEnd.PEER_CLOSED})
+
+
+def test_who_does_not_read_holds_up_who_sends_and_little_is_stored(tunnel: Tunnel) -> None:
+    """How much a sender gets rid of is what the kernel's buffers hold and three blocks in each pump."""
+    ends = [tunnel.client, tunnel.server, *tunnel.wire]
+    payload = os.urandom(64 * MIB)
+    sent = 0
+    tunnel.client.settimeout(1.0)
+    with pytest.raises(TimeoutError):
+        while True:
+            sent += tunnel.client.send(payload[sent : sent + MIB])
+    # Of what the head's pump took, this much is neither on the wire nor in a socket's buffer.
+    inside = sent - tunnel.worker_traffic.from_peer
+    kernel = sum(
+        sock.getsockopt(socket.SOL_SOCKET, option) for sock in ends for option in (socket.SO_SNDBUF, socket.SO_RCVBUF)
+    )
+    assert inside <= kernel + 2 * 3 * BLOCK
+    tunnel.client.settimeout(HANG)
+    tunnel.pool.submit(tunnel.client.sendall, payload[sent:])
+    assert read_exactly(tunnel.server, len(payload)) == payload
+
+
+def test_a_hundred_tunnels_leave_no_thread_and_no_descriptor() -> None:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for number in range(100):
+        tunnel = Tunnel()
+        tunnel.client.sendall(b"hello")
+        assert read_exactly(tunnel.server, 5) == b"hello"
+        [tunnel.client.close, tunnel.server.close, tunnel.cut, tunnel.head.close][number % 4]()
+        tunnel.head_end.result(HANG)
+        tunnel.worker_end.result(HANG)
+        tunnel.close()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
