@@ -65,13 +65,16 @@ def main() -> None:
         say(f"{binary.relative_to(ROOT)} is ready; try: {binary.relative_to(ROOT)} version")
         return
     with_libc = native.build(replace(options, bundle_libc=True), llama_cpp)
+    aarch64 = None
+    if arguments.command == "test" and native.can_emulate():
+        aarch64 = native.build(replace(options, target="aarch64"), llama_cpp).path
     built = checks.Built(
         full=freeze.freeze(payload, p2p=True, name="worker"),
         small=freeze.freeze(payload, p2p=False, name="worker-nop2p"),
         with_libc=freeze.freeze(package.package(with_libc, llama_cpp), p2p=False, name="worker-nop2p-libc"),
         tree=tree.path,
         clients=native.build_clients(options, llama_cpp),
-        source=llama_cpp.path,
+        aarch64_tree=aarch64,
     )
     if arguments.command == "test":
         checks.test(built, arguments.rest)

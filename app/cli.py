@@ -41,7 +41,7 @@ class P2pRoom(Protocol):
     @property
     def list_workers(self) -> Callable[[ListOptions, list[str] | None], int]: ...
     @property
-    def token(self) -> Callable[[TokenOptions, list[str] | None], int]: ...
+    def new_token(self) -> Callable[[TokenOptions, list[str] | None], int]: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _commands(p2p: P2pRoom) -> dict[str, Command]:
             ConnectOptions, p2p.connect, "on the head: find workers, open tunnels, run a command", "command", True
         ),
         "list": Command(ListOptions, p2p.list_workers, "who is there, with which devices", needs_p2p=True),
-        "token": Command(TokenOptions, p2p.token, "print a new token", needs_p2p=True),
+        "token": Command(TokenOptions, p2p.new_token, "print a new token", needs_p2p=True),
         "assets": Command(AssetsOptions, assets.run, "what is unpacked: path, verify, prune"),
         "version": Command(VersionOptions, about.version, "what this file is and carries"),
         "licenses": Command(LicensesOptions, about.licenses, "the licences of what this file carries"),

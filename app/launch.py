@@ -98,8 +98,9 @@ def become(assets: Assets, command: ServerCommand) -> NoReturn:
     """Replace this process by the server, which keeps the lock on its directory."""
     os.set_inheritable(assets.fd, True)
     bind_to_parent()
-    # Python ignores these two, and what is ignored stays so across exec.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # What is ignored stays so across exec. rpc-server sends without MSG_NOSIGNAL: a
+    # client that leaves before its answer would kill it; so it only sees an error.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     os.chdir(command.cwd)
     onefile.empty()

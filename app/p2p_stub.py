@@ -25,7 +25,7 @@ def list_workers(options: ListOptions, extra: list[str] | None) -> int:
     _refuse()
 
 
-def token(options: TokenOptions, extra: list[str] | None) -> int:
+def new_token(options: TokenOptions, extra: list[str] | None) -> int:
     """`worker token`"""
     _refuse()
 

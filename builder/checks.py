@@ -21,7 +21,8 @@ class Built:
     with_libc: Path
     tree: Path
     clients: Path
-    source: Path
+    aarch64_tree: Path | None
+    """None where nothing can start it."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -34,9 +35,9 @@ class Built:
             "WORKER_TEST_SMALL_BINARY": str(self.small),
             "WORKER_TEST_LIBC_BINARY": str(self.with_libc),
             "WORKER_TEST_TREE": str(self.tree),
+            "WORKER_TEST_AARCH64_TREE": str(self.aarch64_tree or ""),
             "WORKER_TEST_SERVER": str(self.tree / "backend-assets/util/llama-cpp-rpc-server"),
             "WORKER_TEST_CLIENTS": str(self.clients),
-            "WORKER_TEST_SOURCE": str(self.source),
         }
 
 

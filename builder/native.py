@@ -22,6 +22,9 @@ GLIBC = (2, 28)
 TARGETS = ("x86_64", "aarch64")
 HERE = Path(__file__).parent
 _HINT = "the lines above name the cause; `python3 build.py clean` starts from nothing"
+EMULATOR = "qemu-aarch64-static"
+EMULATOR_ROOT = Path("/usr/aarch64-linux-gnu")
+"""Where Debian puts the C library of another architecture (libc6-arm64-cross)."""
 UTIL = Path("backend-assets/util")
 SERVER = UTIL / "llama-cpp-rpc-server"
 
@@ -79,6 +82,11 @@ def build_clients(options: NativeOptions, llama_cpp: source.Source) -> Path:
     return directory / "bin"
 
 
+def can_emulate() -> bool:
+    """Whether this machine can start what is compiled for aarch64."""
+    return shutil.which(EMULATOR) is not None and (EMULATOR_ROOT / "lib/libc.so.6").exists()
+
+
 def export(tree: Tree) -> Path:
     """Write the staged tree as one archive, for `build.py --native` on the target itself."""
     archive = DIST / f"worker-native-{tree.target}.tar.xz"
@@ -114,7 +122,7 @@ def server_options(tree: Tree) -> tuple[ServerOption, ...]:
 
 def _compile(directory: Path, options: NativeOptions, llama_cpp: source.Source, what: str) -> None:
     """Configure and build `what`, the payload or the clients. Both go on where an earlier run ended."""
-    command: list[object] = [VENV / "bin/cmake", "-G", "Ninja", "-S", NATIVE, "-B", directory]
+    command: list[object] = [VENV / "bin/cmake", "--fresh", "-G", "Ninja", "-S", NATIVE, "-B", directory]
     command += [f"-DCMAKE_MAKE_PROGRAM={VENV / 'bin/ninja'}", f"-DLLAMA_CPP_SOURCE={llama_cpp.path}"]
     command += ["-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={source.COMMIT}"]
     command += [f"-DWORKER_CLIENTS={'ON' if what == 'clients' else 'OFF'}"]

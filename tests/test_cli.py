@@ -92,7 +92,7 @@ def test_a_build_without_p2p_says_so(capsys: pytest.CaptureFixture[str], words: 
 
 def test_the_stub_has_the_names_and_signatures_of_p2p() -> None:
     names = [name for name in vars(p2p_stub) if not name.startswith("_") and inspect.isfunction(vars(p2p_stub)[name])]
-    assert sorted(names) == ["connect", "list_workers", "token", "work"]
+    assert sorted(names) == ["connect", "list_workers", "new_token", "work"]
     for name in names:
         assert inspect.signature(getattr(p2p, name)) == inspect.signature(getattr(p2p_stub, name)), name
     assert p2p.SUPPORTED

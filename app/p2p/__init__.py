@@ -31,7 +31,7 @@ def list_workers(options: ListOptions, extra: list[str] | None) -> int:
     return head.list_workers(options, extra)
 
 
-def token(options: TokenOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has both
+def new_token(options: TokenOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has both
     """`worker token`"""
     from app.p2p.token import generate
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 from app.p2p.rpc import Probe, RpcError
@@ -13,8 +12,11 @@ from app.p2p.server import CHECK_LIMIT, Down, OnChange, Ready, ServerState, Star
 
 LOOK_INTERVAL = 2.0
 """Seconds between looks for a server that is not there."""
-STOP_LIMIT = 5.0
-"""Seconds that `stop` waits for a look to end; more than one takes."""
+PATIENCE = 600.0
+"""Seconds that a look waits for its answer. Not less: rpc-server dies of SIGPIPE when it answers somebody who
+has gone, and one that computes for long is not ours to kill."""
+STOP_LIMIT = 1.0
+"""Seconds that `stop` waits for a look to end."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class ExternalServer:
         self._changing = threading.Lock()
         self._stopping = threading.Event()
         self._lost = threading.Event()
+        """Whether to look again."""
+        self._looked = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="external server", daemon=True)
 
     @property
@@ -63,11 +67,14 @@ class ExternalServer:
 
     def check_after_lease(self) -> bool:
         """Whether the server answers within `CHECK_LIMIT`; if not, it is waited for."""
-        answer = self._look()
-        self._change(answer)
-        if isinstance(answer, Down):
-            self._lost.set()
-        return isinstance(answer, Ready)
+        if self._stopping.is_set():
+            return False
+        self._looked.clear()
+        self._lost.set()
+        if not self._looked.wait(CHECK_LIMIT):
+            self._change(self._down(f"nothing within {CHECK_LIMIT:g} s"))
+            self._lost.set()  # the look may have ended just before this
+        return isinstance(self._state, Ready)
 
     def stop(self) -> None:
         """Look no more; nothing is told any more."""
@@ -80,18 +87,21 @@ class ExternalServer:
             self._lost.clear()
             answer = self._look()
             self._change(answer)
+            self._looked.set()
             if isinstance(answer, Down):
                 self._stopping.wait(LOOK_INTERVAL)
                 self._lost.set()
 
     def _look(self) -> Ready | Down:
-        deadline = time.monotonic() + CHECK_LIMIT
         try:
             with socket.create_connection(self._address, CHECK_LIMIT) as connection:
-                return describe(self._probe(connection, deadline - time.monotonic()), ())
+                return describe(self._probe(connection, PATIENCE), ())
         except (OSError, RpcError) as error:
-            host, port = self._address
-            return Down(f"the rpc-server on '{host}:{port}' does not answer: {error}")
+            return self._down(str(error))
+
+    def _down(self, trouble: str) -> Down:
+        host, port = self._address
+        return Down(f"the rpc-server on '{host}:{port}' does not answer: {trouble}")
 
     def _change(self, state: Ready | Down) -> None:
         """Tell `state`, unless it is only what was known."""

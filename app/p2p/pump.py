@@ -41,12 +41,12 @@ def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
     who sends: besides the sockets' own buffers, three blocks a direction wait
     here. `channel.close()` from another thread stops it.
     """
-    ends: list[PumpEnd] = []  # whoever comes first names the reason
+    ends: list[PumpEnd] = []
 
     def send() -> None:
         ends.append(_send(plain, channel, traffic))
         if ends[-1] is PumpEnd.PLAIN_CLOSED:
-            channel.close()  # a channel that breaks is closed by its reader, who may yet find a goodbye in it
+            channel.close()  # one that broke is closed by its reader, who has yet to find out why
         _wake(plain)
 
     sender = Thread(target=send, name="pump", daemon=True)
@@ -54,13 +54,16 @@ def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
         try:
             plain.settimeout(None)
             sender.start()
-            ends.append(_receive(plain, channel, traffic))
+            received = _receive(plain, channel, traffic)
+            ends.append(received)
         finally:
             channel.close()
             _wake(plain)
         sender.join()
-    # Writing to a peer that has closed can fail before its goodbye is read.
-    return PumpEnd.PEER_CLOSED if ends == [PumpEnd.CUT, PumpEnd.PEER_CLOSED] else ends[0]
+    # Who writes notices only that the channel broke; who reads finds the goodbye or the alert behind it.
+    if ends[0] is PumpEnd.CUT and received is not PumpEnd.PLAIN_CLOSED:
+        return received
+    return ends[0]
 
 
 def _send(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:

@@ -276,3 +276,15 @@ def test_an_empty_root_file_system_is_enough(binary: Path, tmp_path: Path) -> No
         pytest.skip("this machine lets us make no namespaces")
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "(7, 0, 0)" in result.stdout, result.stderr
+
+
+def test_a_client_that_leaves_early_does_not_end_the_server(binary: Path, env: dict[str, str]) -> None:
+    """rpc-server answers into a connection that was reset: with SIGPIPE at its default it would die."""
+    port = free_port()
+    ask = b"\x0e" + (24).to_bytes(8, "little") + bytes(24) + (b"\x0f" + bytes(8)) * 2000
+    with serving([binary, "llama-cpp-rpc", "--", "-p", str(port)], port, env):
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, (1).to_bytes(4, "little") + bytes(4))
+                client.sendall(ask)
+        assert hello(port) == (7, 0, 0)
