@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol
 
 from argparse_dataclass import ArgumentParser
 
-from app import about, assets, console, llama_cpp_rpc
+from app import about, assets, console, llama_cpp_rpc, onefile
 from app.errors import ExitCode, WorkerError, usage_error
 from app.options import (
     AssetsOptions,
@@ -87,6 +87,7 @@ def main(argv: list[str], p2p: P2pRoom, environ: Mapping[str, str] | None = None
 
     `p2p` is the package, or the stub of a build without it.
     """
+    onefile.tie_to_bootloader()
     try:
         return int(_run(argv[1:], p2p, os.environ if environ is None else environ))
     except WorkerError as error:

@@ -13,7 +13,6 @@ What the server sees is the user's environment with these changes and no other:
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import resource
@@ -25,6 +24,7 @@ from typing import NoReturn
 
 from app import onefile
 from app.directories import UnsafeDirectory, open_private
+from app.parent import die_with_parent
 from app.payload import LIBRARIES, Assets
 
 TOKEN_VARIABLES = ("LOCALAI_TOKEN", "LOCALAI_P2P_TOKEN", "TOKEN")
@@ -33,8 +33,6 @@ _LOADER_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD")
 _ORIGINAL = "_ORIG"
 """PyInstaller keeps the user's value of a variable that it changed under this suffix."""
 _PATH_VARIABLES = ("LLAMA_CACHE", "XDG_CACHE_HOME", "GGML_BACKEND_PATH")
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +80,9 @@ def server_command(assets: Assets, arguments: list[str], environ: Mapping[str, s
 def bind_to_parent() -> None:
     """In the process that is about to exec: die with the parent, and leave no core file.
 
-    A core file would hold what the cluster computes. The caller's parent is the one
-    that counts at this moment, whatever its number: as PID 1's child in a container
-    `getppid()` is 1 from the start.
+    A core file would hold what the cluster computes.
     """
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        log.warning("cannot tie the server to this process: %s", os.strerror(ctypes.get_errno()))
-    if os.getppid() != parent:
-        os._exit(1)  # it died in between and the signal will not come
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -7,12 +7,14 @@ programs' and names the process that uses it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 from app.directories import opened, remove
+from app.parent import die_with_parent
 
 MARKER = "worker.pid"
 
@@ -21,6 +23,24 @@ def home() -> Path | None:
     """Where the bootloader unpacked this program; None when it runs from source."""
     directory = getattr(sys, "_MEIPASS", None)
     return Path(directory) if directory and getattr(sys, "frozen", False) else None
+
+
+def tie_to_bootloader() -> None:
+    """Die with the bootloader, which is the process that the user started; at once if it has died already.
+
+    Until now nothing tied us to it: it may have been killed while the interpreter
+    started. It runs the same file as we do, and whoever inherited us does not.
+    """
+    if home() is None:
+        return
+    die_with_parent()
+    with contextlib.suppress(PermissionError):
+        try:
+            alive = Path(f"/proc/{os.getppid()}/exe").samefile("/proc/self/exe")
+        except FileNotFoundError:
+            alive = False
+        if not alive:
+            os._exit(1)
 
 
 def mark() -> None:

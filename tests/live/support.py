@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,20 @@ def wait_until_gone(pid: int) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def processes_of(assets: Path) -> list[int]:
+    """The servers that run from below `assets`, once those that are about to end have ended."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if str((process / "exe").readlink()).startswith(str(assets)):
+                    found.append(int(process.name))
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True)

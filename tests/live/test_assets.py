@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root, nobody
-from tests.live.support import free_port, hello, serving, wait_for_hello
+from tests.live.support import free_port, hello, processes_of, serving, wait_for_hello
 
 KILLS = 25
 """Starts killed in mid-unpacking here; `build.py faults` has more."""
@@ -109,6 +109,7 @@ def test_killed_in_mid_unpacking(binary: Path, env: dict[str, str], assets: Path
         for path in finished:
             path.rename(path.with_name(f"{'f' * 64}"))
             subprocess.run(["rm", "-rf", assets / ("f" * 64)], check=True)
+    assert processes_of(assets) == [], "a killed start left a server behind"
     assert interrupted > 3, "hardly a kill came before the end of the unpacking"
     port = free_port()
     with serving([binary, "llama-cpp-rpc", "--", "-p", str(port)], port, env):

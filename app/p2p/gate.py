@@ -1,0 +1,98 @@
+"""How many connections there may be, and who has to go when a stranger comes too many.
+
+A stranger is a connection that has not proved that it knows the token. It costs a
+thread and a descriptor, so there are few places; a newcomer takes the place of the
+oldest stranger of its own source, or of all. Whoever floods drives out itself
+first, and an honest head needs its place for milliseconds only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from contextlib import suppress
+from threading import Lock
+
+MAX_STRANGERS = 64
+"""Connections in all that have not proved themselves."""
+MAX_STRANGERS_PER_SOURCE = 16
+"""Of these, from one IPv4 address or one IPv6 /64, which is what one machine can choose from."""
+MAX_MEMBERS = 256
+"""Connections that have: some heads with a control connection each, and one session's data connections."""
+
+
+class Visit:
+    """One connection's stay."""
+
+    def __init__(self, sock: socket.socket, source: str) -> None:
+        self.source = source
+        self._sock = sock
+
+    def send_away(self) -> None:
+        """End the connection under its thread, which then closes it."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+
+class Gate:
+    """Counts visits. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._strangers: list[Visit] = []  # oldest first
+        self._members: set[Visit] = set()
+
+    def enter(self, sock: socket.socket, address: str) -> Visit:
+        """A stranger has come from the IP `address`; an older one may have to go for it."""
+        visit = Visit(sock, _source(address))
+        with self._lock:
+            same = [other for other in self._strangers if other.source == visit.source]
+            if len(same) >= MAX_STRANGERS_PER_SOURCE:
+                self._send_away(same[0])
+            elif len(self._strangers) >= MAX_STRANGERS:
+                self._send_away(self._strangers[0])
+            self._strangers.append(visit)
+        return visit
+
+    def prove(self, visit: Visit) -> bool:
+        """The stranger is a member; False when there are too many of them already."""
+        with self._lock:
+            if visit in self._strangers:
+                self._strangers.remove(visit)
+            if len(self._members) >= MAX_MEMBERS:
+                return False
+            self._members.add(visit)
+            return True
+
+    def leave(self, visit: Visit) -> None:
+        """The connection is closed."""
+        with self._lock:
+            self._members.discard(visit)
+            if visit in self._strangers:
+                self._strangers.remove(visit)
+
+    def make_room(self) -> None:
+        """Send the oldest stranger away: the process is out of descriptors."""
+        with self._lock:
+            if self._strangers:
+                self._send_away(self._strangers[0])
+
+    def clear(self) -> None:
+        """Send everybody away."""
+        with self._lock:
+            for visit in (*self._strangers, *self._members):
+                visit.send_away()
+
+    def _send_away(self, visit: Visit) -> None:
+        self._strangers.remove(visit)
+        visit.send_away()
+
+
+def _source(address: str) -> str:
+    """What counts as one source."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, 64), strict=False))
