@@ -25,6 +25,6 @@ def run(options: LlamaCppRpcOptions, extra: list[str] | None) -> int:
     carried = embedded.payload()
     checked = server_args.check(arguments, carried.manifest.server_options)
     assets = payload.ensure(carried, options.backend_assets_path, os.environ)
-    if not checked.help:
+    if "--help" not in checked.given:
         server_args.check_port(checked.host, checked.port)
     launch.become(assets, launch.server_command(assets, arguments, os.environ))

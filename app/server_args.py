@@ -26,8 +26,8 @@ class Arguments:
 
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
-    cache: bool = False
-    help: bool = False
+    given: frozenset[str] = frozenset()
+    """Every spelling of every option that is there."""
 
 
 def join(option: str | None, extra: list[str] | None) -> list[str]:
@@ -58,7 +58,7 @@ def check(arguments: Sequence[str], table: Sequence[ServerOption]) -> Arguments:
         values.update(dict.fromkeys(option.flags, value))
     host = values.get("--host", DEFAULT_HOST)
     _check_host(host)
-    return Arguments(host, int(values.get("--port", DEFAULT_PORT)), "--cache" in values, "--help" in values)
+    return Arguments(host, int(values.get("--port", DEFAULT_PORT)), frozenset(values))
 
 
 def check_port(host: str, port: int) -> None:

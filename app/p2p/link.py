@@ -1,0 +1,227 @@
+"""The head's control connection to one worker: open it, follow what the worker says of itself, notice its loss."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from threading import Thread
+
+from app import __version__
+from app.p2p.channel import HANDSHAKE_TIMEOUT, Channel, ChannelCut, ChannelError, ChannelRefused
+from app.p2p.conversation import Conversation, PeerClosed
+from app.p2p.frames import (
+    MAX_NAME,
+    PING_INTERVAL,
+    PROTOCOL,
+    SILENCE_LIMIT,
+    Bye,
+    Control,
+    Hello,
+    PeerError,
+    Ping,
+    Pong,
+    Purpose,
+    Refused,
+    Status,
+    Welcome,
+)
+from app.p2p.identity import Authority, Peer, PeerRefused, Role, check_peer, client_context, mint
+from app.p2p.records import clean
+
+CONNECT_TIMEOUT = 2.5
+"""Seconds for TCP to reach one address: a millisecond on a LAN, and a lost first packet is sent again after one second."""
+ANSWER_TIMEOUT = 4.0
+"""Seconds for a worker's welcome, and for its hello: a round trip each, but its machine may be under load."""
+
+log = logging.getLogger(__name__)
+
+
+class Problem(Enum):
+    """Why a worker cannot be used, in words for the user."""
+
+    UNREACHABLE = "cannot be reached"
+    REFUSED = "token refused"
+    NOT_A_WORKER = "is not a worker of this version"
+    DECLINED = "does not want us"
+
+
+class LinkError(Exception):
+    """No connection to a worker; the text says what happened."""
+
+    def __init__(self, problem: Problem, reason: str) -> None:
+        super().__init__(f"{problem.value}: {reason}" if reason else problem.value)
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to dial: a host name or a numeric address (link-local ones with `%interface`), and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Head:
+    """Who we are to every worker, for as long as this process runs."""
+
+    context: ssl.SSLContext
+    tag: str
+    session: str
+    name: str
+    purpose: Purpose
+
+
+def head(authority: Authority, name: str, purpose: Purpose) -> Head:
+    """A head of the network of `authority`, with a fresh certificate and session.
+
+    `name`, cut and cleaned, is what other heads are told when this one is why
+    they wait. It may be the host name: it travels inside TLS, where only holders of the
+    token read it.
+    """
+    leaf = mint(authority, Role.HEAD, secrets.token_hex(8))
+    return Head(client_context(leaf), authority.tag, secrets.token_hex(16), clean(name, MAX_NAME), purpose)
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """A connection on which the worker has said welcome, so that it has accepted our certificate."""
+
+    talk: Conversation
+    peer: Peer
+    address: Address
+    """Numeric, whatever was dialled: a second connection goes to the same machine."""
+    protocol: int
+    """The version to speak."""
+
+
+def greet(address: Address, head: Head) -> Greeting:
+    """Dial `address` and prove who is who; every connection begins so. Raises LinkError."""
+    try:
+        sock = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT)
+    except (OSError, UnicodeError) as error:  # a host name that cannot be one
+        reason = error.strerror if isinstance(error, OSError) else "no such name"
+        raise LinkError(Problem.UNREACHABLE, str(reason or error).lower()) from error
+    host, port = socket.getnameinfo(sock.getpeername(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    channel = Channel(sock, head.context, server_side=False, server_hostname=head.tag)
+    talk = Conversation(channel)
+    try:
+        channel.handshake(HANDSHAKE_TIMEOUT)
+        peer = check_peer(channel.tls)
+        welcome = talk.receive(Welcome, timeout=ANSWER_TIMEOUT)
+    except BaseException as error:
+        channel.close()
+        raise _explain(error) from error
+    return Greeting(talk, peer, Address(host, int(port)), min(PROTOCOL, welcome.protocol))
+
+
+class Ended(Enum):
+    """How a link ended, in words for the log."""
+
+    CLOSED = "closed by us"
+    BYE = "it said goodbye"
+    CUT = "its connection broke"
+    SILENT = "nothing was heard of it"
+    WRONG = "it sent what is no message"
+
+
+class Link:
+    """An open control connection. One thread listens and pings; `status` is the newest that the worker told."""
+
+    def __init__(self, address: Address, head: Head) -> None:
+        """Open it: the hello has come. Raises LinkError."""
+        greeting = greet(address, head)
+        self.address = greeting.address
+        self.peer = greeting.peer
+        self._talk = greeting.talk
+        try:
+            self.hello = self._introduce(greeting, head)
+        except BaseException as error:
+            self._talk.channel.close()
+            raise _explain(error) from error
+        self.status = self.hello.status
+
+    def _introduce(self, greeting: Greeting, head: Head) -> Hello:
+        self._talk.send(Control(greeting.protocol, head.session, head.name, __version__, head.purpose))
+        answer = self._talk.receive(Hello, Refused, timeout=ANSWER_TIMEOUT)
+        if isinstance(answer, Refused):
+            raise LinkError(Problem.DECLINED, answer.reason)
+        if answer.id != self.peer.id:
+            raise LinkError(Problem.NOT_A_WORKER, "it calls itself by another id than its certificate")
+        return answer
+
+    def follow(
+        self,
+        on_status: Callable[[Status], None],
+        on_end: Callable[[Ended], None],
+        *,
+        ping_interval: float = PING_INTERVAL,
+        silence_limit: float = SILENCE_LIMIT,
+    ) -> None:
+        """Listen in a thread from now on. `on_end` is called once, the last of all; afterwards the link is closed."""
+
+        def run() -> None:
+            end = self._listen(on_status, ping_interval, silence_limit)
+            self._talk.channel.close()
+            on_end(end)
+
+        Thread(target=run, name=f"link {self.address}", daemon=True).start()
+
+    def _listen(self, on_status: Callable[[Status], None], ping_interval: float, silence_limit: float) -> Ended:
+        heard = pinged = time.monotonic()
+        try:
+            while (now := time.monotonic()) < heard + silence_limit:
+                if now >= pinged + ping_interval:
+                    self._talk.send(Ping())
+                    pinged = now
+                wait = max(0.0, min(pinged + ping_interval, heard + silence_limit) - time.monotonic())
+                with suppress(TimeoutError):
+                    message = self._talk.receive(Status, Ping, Pong, Bye, timeout=wait)
+                    heard = time.monotonic()
+                    if isinstance(message, Bye):
+                        return Ended.BYE
+                    if isinstance(message, Ping):
+                        self._talk.send(Pong())
+                    if isinstance(message, Status):
+                        self.status = message
+                        on_status(message)
+        except PeerClosed:
+            return Ended.CUT  # no goodbye of the protocol's: its process has gone
+        except ChannelError as error:
+            log.debug("%s: %s", self.address, error)
+            return Ended.CLOSED if self._talk.channel.closed else Ended.CUT
+        except PeerError as error:
+            log.warning("%s: it sent what is no message: %s", self.address, error)
+            return Ended.WRONG
+        return Ended.SILENT
+
+    def close(self, reason: str = "") -> None:
+        """Say goodbye and end it, from any thread."""
+        with suppress(ChannelError):
+            self._talk.send(Bye(reason))
+        self._talk.channel.close()
+
+
+def _explain(error: BaseException) -> BaseException:
+    """What went wrong on a fresh connection as a LinkError, where it was the peer's or the network's doing."""
+    match error:
+        case ChannelRefused():
+            return LinkError(Problem.REFUSED, "")
+        case ChannelCut() | PeerClosed():
+            return LinkError(Problem.UNREACHABLE, "it closed the connection")
+        case TimeoutError():
+            return LinkError(Problem.NOT_A_WORKER, "it does not answer")
+        case ChannelError() | PeerError() | PeerRefused():
+            return LinkError(Problem.NOT_A_WORKER, str(error))
+        case _:
+            return error

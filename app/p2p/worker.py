@@ -1,0 +1,169 @@
+"""The `p2p-llama-cpp-rpc` command: supervisor, relay and announcement, put together and kept in step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from queue import SimpleQueue
+
+from app import __version__, embedded, launch, onefile, payload, server_args
+from app.embedded import Payload
+from app.errors import ExitCode, usage_error
+from app.options import P2pOptions
+from app.p2p import rpc, systemd
+from app.p2p.discovery import Announcer
+from app.p2p.external import ExternalServer
+from app.p2p.frames import MAX_NAME, PROTOCOL
+from app.p2p.identity import Role, mint, server_context
+from app.p2p.interrupts import on_interrupt
+from app.p2p.keeper import Keeper, start_keeper
+from app.p2p.lender import Lender
+from app.p2p.listening import listen, parse_address
+from app.p2p.membership import join
+from app.p2p.records import clean
+from app.p2p.relay import About, Relay
+from app.p2p.server import Down, Failed, OnChange, Ready, RpcServer, ServerState
+from app.p2p.supervisor import Supervisor
+from app.p2p.worker_id import worker_id
+
+log = logging.getLogger(__name__)
+
+
+class _Stop:
+    """In the queue of events: the user wants an end."""
+
+
+def work(options: P2pOptions, extra: list[str] | None) -> int:
+    """Serve until SIGTERM or SIGINT; raises `WorkerError` when rpc-server cannot be kept running."""
+    onefile.mark()
+    _check(options)
+    authorities = join(options, os.environ)
+    arguments = server_args.join(options.llama_cpp_args, extra)
+    carried = embedded.payload()
+    _check_arguments(arguments, carried)
+    events: SimpleQueue[ServerState | _Stop] = SimpleQueue()
+    on_interrupt(lambda: events.put(_Stop()))
+    sys.unraisablehook = _log_unraisable
+
+    listener = listen(*parse_address(options.listen, "--listen"))
+    port: int = listener.getsockname()[1]
+    identity = worker_id(options.id, options.instance, options.state_dir, port, os.environ)
+    keeper = None if options.no_runner else start_keeper(options.sandbox)  # no thread exists yet
+    try:
+        lender = Lender()
+
+        def changed(state: ServerState) -> None:
+            lender.server_changed(state)
+            events.put(state)
+
+        server = _server(options, keeper, carried, arguments, changed)
+        about = _about(options, identity.text, carried, keeper)
+        context = server_context([mint(authority, Role.WORKER, identity.text) for authority in authorities])
+        relay = Relay(context, about, server, lender)
+        announcer = Announcer(
+            identity.text,
+            [authority.tag for authority in authorities],
+            port=port,
+            protocol=PROTOCOL,
+            interfaces=options.interface,
+            advertise=options.advertise,
+            enabled=not options.no_mdns,
+        )
+        log.info("%s (id %s) listens on %s port %d", about.name, about.id, listener.getsockname()[0], port)
+        lender.start(server)
+        relay.start([listener])
+        server.start()
+        try:
+            _follow(events, announcer)
+        finally:
+            systemd.notify(os.environ, systemd.STOPPING)
+            announcer.close()
+            relay.stop()
+            server.stop()
+    finally:
+        if keeper is not None:
+            keeper.close()
+    return ExitCode.OK
+
+
+def _check(options: P2pOptions) -> None:
+    if options.no_runner and options.sandbox == "on":
+        raise usage_error("--sandbox on cannot be had with --no-runner", "a server that you start is yours to sandbox")
+    if options.start_timeout <= 0:
+        raise usage_error("--start-timeout must be more than 0", "such as --start-timeout 60")
+    if options.runner_address != "127.0.0.1" and not options.no_runner:
+        log.warning("the runner address counts with --no-runner only; our own rpc-server is reached on loopback")
+
+
+def _check_arguments(arguments: list[str], carried: Payload) -> None:
+    given = server_args.check(arguments, carried.manifest.server_options).given
+    if given & {"--host", "--port"}:
+        raise usage_error("rpc-server's address is not to be chosen here", "heads reach it through --listen ADDR:PORT")
+    if "--help" in given:
+        raise usage_error("rpc-server's help is no way to serve", "`worker llama-cpp-rpc -- --help` shows it")
+
+
+def _server(
+    options: P2pOptions, keeper: Keeper | None, carried: Payload, arguments: list[str], changed: OnChange
+) -> RpcServer:
+    if keeper is None:
+        address = (options.runner_address, options.runner_port or server_args.DEFAULT_PORT)
+        return ExternalServer(address, rpc.probe, changed)
+    if not keeper.sandboxed:
+        log.warning("NO SANDBOX for rpc-server: %s. Every user of this machine can reach it.", keeper.reason)
+        if keeper.hint:
+            log.warning("%s", keeper.hint)
+    kept: list[payload.Assets] = []
+
+    def prepare() -> launch.ServerCommand:
+        kept.append(payload.ensure(carried, options.backend_assets_path, os.environ))
+        if len(kept) > 1:
+            os.close(kept.pop(0).fd)
+        return launch.server_command(kept[0], arguments, os.environ)
+
+    return Supervisor(
+        keeper, prepare, rpc.probe, changed, start_timeout=options.start_timeout, port=options.runner_port
+    )
+
+
+def _about(options: P2pOptions, identity: str, carried: Payload, keeper: Keeper | None) -> About:
+    native = carried.manifest.native
+    own = keeper is not None
+    return About(
+        id=identity,
+        # Heads read it inside TLS; nobody else does.
+        name=clean(options.name or platform.node(), MAX_NAME),
+        version=__version__,
+        llama_cpp=native.llama_cpp if own else "",
+        llama_cpp_commit=native.commit if own else "",
+        sandbox="" if keeper is None else "on" if keeper.sandboxed else "off",
+    )
+
+
+def _follow(events: SimpleQueue[ServerState | _Stop], announcer: Announcer) -> None:
+    """Announce while the server is well; return when the user wants an end, raise when it has come without."""
+    while True:
+        event = events.get()
+        if isinstance(event, _Stop):
+            return
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Ready):
+            for device in event.devices:
+                log.info(
+                    "%s: %s, %d of %d MiB free", device.name, device.description, device.free >> 20, device.total >> 20
+                )
+            announcer.announce(event.protocol)
+            log.info("ready, RPC protocol %s", event.protocol)
+            systemd.notify(os.environ, systemd.READY, systemd.status(f"ready, RPC protocol {event.protocol}"))
+        else:
+            announcer.withdraw()
+            if isinstance(event, Down):
+                systemd.notify(os.environ, systemd.status(event.reason))
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """What cannot be raised, such as a server name that is not ASCII inside OpenSSL's callback: no traceback for it."""
+    log.debug("%s: %s", unraisable.err_msg or "ignored", unraisable.exc_value)
