@@ -16,7 +16,7 @@ LAYERS = [
     ["app.payload"],
     ["app.launch", "app.server_args"],
     ["app.llama_cpp_rpc", "app.assets", "app.about"],
-    ["app.p2p.token", "app.p2p.records"],
+    ["app.p2p.token", "app.p2p.records", "app.p2p.procnet", "app.p2p.interrupts"],
     ["app.p2p.identity", "app.p2p.frames", "app.p2p.lease", "app.p2p.rpc", "app.p2p.gate", "app.p2p.listening"],
     ["app.p2p.membership", "app.p2p.server", "app.p2p.namespace", "app.p2p.systemd", "app.p2p.local_client"],
     ["app.p2p.channel", "app.p2p.discovery", "app.p2p.keeper_process", "app.p2p.server_output", "app.p2p.worker_id"],

@@ -64,6 +64,7 @@ class Channel:
         self._closing = Lock()
         self._closed = False
         self._raw = memoryview(b"")
+        self._more = True  # whether a record may be waiting in `_incoming`
         _notice_a_dead_peer(sock, worker=server_side)
 
     @property
@@ -139,13 +140,14 @@ class Channel:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._reading:
+            received = 0
             while True:
-                count = self._decrypt(view)
-                if count is not None:
-                    return count
+                # Looking for a record where none is costs an exception.
+                if received or self._more:
+                    count = self._decrypt(self._raw[:received], view)
+                    if count is not None:
+                        return count
                 received = self._receive(deadline)
-                with self._using_tls:
-                    self._incoming.write(self._raw[:received])
 
     def _receive(self, deadline: float | None) -> int:
         if deadline is not None:
@@ -158,21 +160,28 @@ class Channel:
             raise self._broken()
         return received
 
-    def _decrypt(self, view: memoryview) -> int | None:
-        """How many bytes of `view` are filled; 0 at the end, None when no whole record is there yet."""
+    def _decrypt(self, sealed: memoryview, view: memoryview) -> int | None:
+        """Take in `sealed`; how many bytes of `view` are filled, 0 at the end, None when no whole record is there."""
         count = 0
         with self._using_tls:
             if self._closed:  # `close` may have taken what was received
                 raise self._broken()
+            self._incoming.write(sealed)
+            self._more = True
             try:
                 while True:
                     rest = view[count:] if count else view
                     got: int = self._tls.read(len(rest), rest)  # type: ignore[assignment]  # into a buffer: a count
+                    if not got:
+                        return count
                     count += got
-                    # A read that finds nothing costs an exception, so look first.
-                    if not got or count == len(view) or not (self._incoming.pending or self._tls.pending()):
+                    if not (self._incoming.pending or self._tls.pending()):
+                        self._more = False
+                        return count
+                    if count == len(view):
                         return count
             except ssl.SSLWantReadError:
+                self._more = False
                 return count or None
             except ssl.SSLError as error:
                 failure = error
@@ -188,25 +197,23 @@ class Channel:
         view = memoryview(data)
         with self._sending:
             for start in range(0, len(view), BLOCK):
-                self._send(self._encrypt(view[start : start + BLOCK]))
+                sealed = self._encrypt(view[start : start + BLOCK])
+                try:
+                    self._sock.sendall(sealed)
+                except OSError as error:
+                    raise self._broken(error) from error
 
     def _encrypt(self, view: memoryview) -> bytes:
         with self._using_tls:
             if self._closed:
                 raise self._broken()
             try:
-                done = 0
+                done = self._tls.write(view)
                 while done < len(view):
-                    done += self._tls.write(view[done:] if done else view)
+                    done += self._tls.write(view[done:])
             except ssl.SSLError as error:
                 raise _explain(error) from error
             return self._outgoing.read()
-
-    def _send(self, sealed: bytes) -> None:
-        try:
-            self._sock.sendall(sealed)
-        except OSError as error:
-            raise self._broken(error) from error
 
     def close(self) -> None:
         """Say goodbye, wake whoever reads or writes, close the socket; from any thread, any number of times.

@@ -25,6 +25,7 @@ from app.errors import WorkerError
 from app.launch import ServerCommand
 from app.p2p import keeper_process, namespace
 from app.p2p.keeper_process import ANSWER, PACKET, REQUEST, STATUS, Verb
+from app.p2p.procnet import IPV4, holds_one_of, listeners
 
 ANSWER_LIMIT = 10.0
 """Seconds for the keeper's answer: it never waits for anything but a child's exec."""
@@ -35,8 +36,6 @@ KILL_LIMIT = 5.0
 SANDBOX_PORT = 5052
 """rpc-server's port where it has a loopback of its own. Below the ephemeral ports: a dial to one of those
 before the server listens may be given the same port as its source, and then it has reached itself."""
-
-_LISTEN = "0A"  # include/net/tcp_states.h, as /proc/net/tcp prints it
 
 
 class KeeperLost(ConnectionError):
@@ -135,7 +134,7 @@ class Keeper:
             if failure:
                 raise OSError(failure, os.strerror(failure))
             # Looked at only now: a listener that is our child's at this moment is the one that we reached.
-            if not self.sandboxed and not _listens(child.pid, child.port):
+            if not self.sandboxed and not holds_one_of(Path(f"/proc/{child.pid}"), listeners(child.port, IPV4)):
                 raise ConnectionRefusedError(errno.ECONNREFUSED, f"port {child.port} is not rpc-server's")
             connection.setblocking(True)
         except OSError:
@@ -229,18 +228,3 @@ def _free_port(wanted: int) -> int:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as rpc-server will
         trial.bind(("127.0.0.1", wanted))
         return int(trial.getsockname()[1])
-
-
-def _listens(pid: int, port: int) -> bool:
-    """Whether the process holds the listening socket of `port`: an inode in /proc/net/tcp and in its descriptors."""
-    inodes = set()
-    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()  # proc(5): local address at 1, state at 3, inode at 9
-        if fields[3] == _LISTEN and int(fields[1].partition(":")[2], 16) == port:
-            inodes.add(f"socket:[{fields[9]}]")
-    held = set()
-    with suppress(FileNotFoundError):
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                held.add(str(descriptor.readlink()))
-    return bool(inodes & held)

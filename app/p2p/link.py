@@ -7,8 +7,8 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from threading import Thread
@@ -36,7 +36,7 @@ from app.p2p.identity import Authority, Peer, PeerRefused, Role, check_peer, cli
 from app.p2p.records import clean
 
 CONNECT_TIMEOUT = 2.5
-"""Seconds for TCP to reach one address: a millisecond on a LAN, and a lost first packet is sent again after one second."""
+"""Seconds for TCP to reach one address: a millisecond on a LAN; a first packet that is lost is sent again after 1 s."""
 ANSWER_TIMEOUT = 4.0
 """Seconds for a worker's welcome, and for its hello: a round trip each, but its machine may be under load."""
 
@@ -82,7 +82,7 @@ class Head:
     purpose: Purpose
 
 
-def head(authority: Authority, name: str, purpose: Purpose) -> Head:
+def new_head(authority: Authority, name: str, purpose: Purpose) -> Head:
     """A head of the network of `authority`, with a fresh certificate and session.
 
     `name`, cut and cleaned, is what other heads are told when this one is why
@@ -115,13 +115,10 @@ def greet(address: Address, head: Head) -> Greeting:
     host, port = socket.getnameinfo(sock.getpeername(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     channel = Channel(sock, head.context, server_side=False, server_hostname=head.tag)
     talk = Conversation(channel)
-    try:
+    with _explained(channel):
         channel.handshake(HANDSHAKE_TIMEOUT)
         peer = check_peer(channel.tls)
         welcome = talk.receive(Welcome, timeout=ANSWER_TIMEOUT)
-    except BaseException as error:
-        channel.close()
-        raise _explain(error) from error
     return Greeting(talk, peer, Address(host, int(port)), min(PROTOCOL, welcome.protocol))
 
 
@@ -144,11 +141,8 @@ class Link:
         self.address = greeting.address
         self.peer = greeting.peer
         self._talk = greeting.talk
-        try:
+        with _explained(self._talk.channel):
             self.hello = self._introduce(greeting, head)
-        except BaseException as error:
-            self._talk.channel.close()
-            raise _explain(error) from error
         self.status = self.hello.status
 
     def _introduce(self, greeting: Greeting, head: Head) -> Hello:
@@ -156,6 +150,7 @@ class Link:
         answer = self._talk.receive(Hello, Refused, timeout=ANSWER_TIMEOUT)
         if isinstance(answer, Refused):
             raise LinkError(Problem.DECLINED, answer.reason)
+        assert isinstance(answer, Hello)
         if answer.id != self.peer.id:
             raise LinkError(Problem.NOT_A_WORKER, "it calls itself by another id than its certificate")
         return answer
@@ -212,8 +207,19 @@ class Link:
         self._talk.channel.close()
 
 
-def _explain(error: BaseException) -> BaseException:
-    """What went wrong on a fresh connection as a LinkError, where it was the peer's or the network's doing."""
+@contextmanager
+def _explained(channel: Channel) -> Iterator[None]:
+    """Close a fresh connection that fails; what was the peer's or the network's doing becomes a LinkError."""
+    try:
+        yield
+    except BaseException as error:
+        channel.close()
+        if (explained := _explain(error)) is None:
+            raise
+        raise explained from error
+
+
+def _explain(error: BaseException) -> LinkError | None:
     match error:
         case ChannelRefused():
             return LinkError(Problem.REFUSED, "")
@@ -223,5 +229,4 @@ def _explain(error: BaseException) -> BaseException:
             return LinkError(Problem.NOT_A_WORKER, "it does not answer")
         case ChannelError() | PeerError() | PeerRefused():
             return LinkError(Problem.NOT_A_WORKER, str(error))
-        case _:
-            return error
+    return None

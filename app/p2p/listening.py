@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.errors import WorkerError, usage_error
+from app.p2p.procnet import IPV4, IPV6, holds_one_of, listeners
 
 BACKLOG = 128
 
@@ -50,16 +51,10 @@ def listen(address: str, port: int) -> socket.socket:
 
 def holder_of(port: int) -> str:
     """`name (pid N)` of the process that listens on TCP `port`; empty when we may not know."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                words = line.split()
-                if words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{words[9]}]")
+    inodes = listeners(port, IPV4, IPV6)
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if any(str(fd.readlink()) in inodes for fd in (process / "fd").iterdir()):
+        if holds_one_of(process, inodes):
+            with suppress(OSError):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
     return ""
 

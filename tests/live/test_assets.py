@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root, nobody
-from tests.live.support import free_port, hello, processes_of, serving, wait_for_hello
+from tests.live.support import free_port, free_ports, hello, processes_of, serving, wait_for_hello
 
 KILLS = 25
 """Starts killed in mid-unpacking here; `build.py faults` has more."""
@@ -73,9 +73,7 @@ def test_path_verify_and_prune(binary: Path, env: dict[str, str], assets: Path) 
 
 def test_fifty_starts_at_once(binary: Path, env: dict[str, str], assets: Path) -> None:
     """Every one of them serves."""
-    ports = [free_port() for _ in range(50)]
-    if len(set(ports)) != 50:
-        pytest.skip("the kernel gave one port twice")
+    ports = free_ports(50)
     started = [
         subprocess.Popen([binary, "llama-cpp-rpc", "--", "-p", str(port)], env=env, stdout=subprocess.DEVNULL)
         for port in ports

@@ -23,7 +23,6 @@ import pytest
 
 from app.errors import WorkerError
 from app.launch import ServerCommand
-from app.p2p import keeper as keeper_module
 from app.p2p.keeper import Child, Keeper, KeeperLost, start_keeper
 
 HANG_GUARD = 20.0
@@ -474,13 +473,3 @@ def test_a_full_table_of_descriptors_is_survived(rpc_server: ServerCommand) -> N
             assert says_hello(keeper.dial(child, HANG_GUARD))
 
     in_a_fork(body)
-
-
-def test_the_listener_is_found_by_its_owner() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as ours:
-        port = ours.getsockname()[1]
-        assert keeper_module._listens(os.getpid(), port)
-        assert not keeper_module._listens(os.getppid(), port)
-        with socket.create_connection(ours.getsockname()):
-            ours.close()
-            assert not keeper_module._listens(os.getpid(), port)

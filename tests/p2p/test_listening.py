@@ -50,5 +50,5 @@ def test_who_has_the_port_is_named() -> None:
 
 
 def test_an_address_of_nobody() -> None:
-    with pytest.raises(WorkerError, match="cannot listen on 192.0.2.1:0"):
+    with pytest.raises(WorkerError, match=r"cannot listen on 192\.0\.2\.1:0"):
         listen("192.0.2.1", 0)

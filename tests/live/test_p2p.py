@@ -1,0 +1,614 @@
+"""Goal: two and more machines with one token become a cluster; nobody else gets in; what breaks comes back.
+
+Every machine is a network namespace; worker, head and llama.cpp are the real programs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.live.lan import Host, lan, missing
+from tests.live.support import children, free_port, generate, hidden_environment, serving, wait_until_gone
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+
+LIMIT = 60.0
+"""Seconds: a guard against hanging."""
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[list[Host]]:
+    """Five machines: workers on the first ones, heads on the last ones."""
+    with lan(5) as made:
+        yield made
+
+
+@dataclass
+class Program:
+    """A running `worker ...`, and what it has said on stderr so far."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def says(self, pattern: str, after: int = 0) -> int:
+        """Wait until a line behind the first `after` ones matches; the number of lines up to it."""
+        deadline = time.monotonic() + LIMIT
+        seen = after
+        with self._news:
+            while True:
+                for number, line in enumerate(self.lines[seen:], seen + 1):
+                    if re.search(pattern, line):
+                        return number
+                seen = len(self.lines)
+                ended = self.process.poll() is not None and not self._reader.is_alive()
+                assert not ended, f"it ended without saying {pattern!r}:\n{self.log}"
+                assert self._news.wait(max(0.0, deadline - time.monotonic())), f"no {pattern!r} in:\n{self.log}"
+
+    def stdout_line(self) -> str:
+        """The next line of stdout."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def end(self) -> int:
+        """SIGTERM; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(LIMIT)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The program, its token, and directories of this test's own."""
+
+    binary: Path
+    token: str
+    scratch: Path
+
+    def env(self, where: str, token: str | None = None) -> dict[str, str]:
+        home = self.scratch / where
+        home.mkdir(exist_ok=True)
+        return hidden_environment(
+            HOME=str(home),
+            TMPDIR=str(home),
+            # One directory for all: the workers of a test share what is unpacked.
+            BACKEND_ASSETS_PATH=str(self.scratch / "assets"),
+            LOCALAI_TOKEN=self.token if token is None else token,
+        )
+
+    @contextmanager
+    def run(self, host: Host, *words: str | Path, where: str = "", token: str | None = None) -> Iterator[Program]:
+        process = subprocess.Popen(
+            host.command([self.binary, *words]),
+            env=self.env(where or host.namespace, token),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        program = Program(process)
+        try:
+            yield program
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            program._reader.join(5)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            process.stderr.close()
+
+    @contextmanager
+    def worker(self, host: Host, *flags: str, where: str = "", token: str | None = None) -> Iterator[Program]:
+        """A worker that is ready."""
+        with self.run(host, "p2p-llama-cpp-rpc", *flags, where=where, token=token) as program:
+            program.says(r"ready, RPC protocol 7\.0\.0")
+            yield program
+
+    def finish(
+        self, host: Host, *words: str | Path, token: str | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """A command that ends by itself."""
+        return subprocess.run(
+            host.command([self.binary, *words]),
+            env=self.env("head" + host.namespace, token),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def listed(self, host: Host, *flags: str) -> list[dict[str, object]]:
+        """`worker list --json`"""
+        result = self.finish(host, "list", "--json", *flags)
+        assert result.stdout, result.stderr
+        workers: list[dict[str, object]] = json.loads(result.stdout)
+        return workers
+
+
+@pytest.fixture
+def cluster(binary: Path, tmp_path: Path) -> Cluster:
+    token = subprocess.run([binary, "token"], capture_output=True, text=True, check=True).stdout.strip()
+    return Cluster(binary, token, Path(os.path.realpath(tmp_path)))
+
+
+def completion(clients: Path, model: Path) -> list[str | Path]:
+    """llama-completion with every layer on the workers, as a command of `connect`."""
+    command: list[str | Path] = [clients / "llama-completion", "-m", model, "--rpc", "{rpc}", "-ngl", "99"]
+    command += ["-p", "The quick brown fox", "-n", "48", "--temp", "0", "--seed", "1", "-no-cnv", "--no-warmup"]
+    return [*command, "-c", "256", "--no-display-prompt", "--ignore-eos"]
+
+
+@pytest.fixture(scope="module")
+def expected(tree: Path, clients: Path, tiny_model: Path) -> str:
+    """What the bare server makes of the same prompt."""
+    port = free_port()
+    env = hidden_environment()
+    with serving([tree / "backend-assets/util/llama-cpp-rpc-server", "-p", str(port)], port, env):
+        return generate(clients, tiny_model, f"127.0.0.1:{port}")
+
+
+def test_two_machines_with_one_token(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, expected: str
+) -> None:
+    with cluster.worker(hosts[0]):
+        result = cluster.finish(hosts[3], "connect", "--", *completion(clients, tiny_model))
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == expected
+        bench = [clients / "llama-bench", "-m", tiny_model, "--rpc", "{rpc}", "-ngl", "99", "-p", "16", "-n", "8"]
+        result = cluster.finish(hosts[3], "connect", "--", *bench, "-r", "1", "-o", "json")
+        assert result.returncode == 0, result.stderr
+        assert all("RPC" in row["backends"] for row in json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_model_split_over_several_machines(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, tree: Path, count: int
+) -> None:
+    # Against as many bare servers: where a layer is computed may change the last bit of a sum.
+    env = hidden_environment()
+    ports = [free_port() for _ in range(count)]
+    bare = tree / "backend-assets/util/llama-cpp-rpc-server"
+    servers = [subprocess.Popen([bare, "-p", str(port)], env=env, stdout=subprocess.DEVNULL) for port in ports]
+    try:
+        from tests.live.support import wait_for_hello
+
+        for port, server in zip(ports, servers, strict=True):
+            wait_for_hello(port, server)
+        reference = generate(clients, tiny_model, ",".join(f"127.0.0.1:{port}" for port in ports))
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait()
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        for host in hosts[:count]:
+            stack.enter_context(cluster.worker(host))
+        result = cluster.finish(hosts[3], "connect", "--workers", str(count), "--", *completion(clients, tiny_model))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == reference
+
+
+def test_the_one_line_and_what_a_command_is_told(cluster: Cluster, hosts: list[Host]) -> None:
+    with cluster.worker(hosts[0]), cluster.worker(hosts[1]):
+        with cluster.run(hosts[3], "connect", "--workers", "2") as head:
+            assert head.stdout_line() == "127.0.0.1:26001,127.0.0.1:26002"
+            assert head.process.poll() is None, "it does not keep the tunnels up"
+            assert head.end() == 0
+        script = 'echo "$LLAMA_ARG_RPC $LLAMACPP_GRPC_SERVERS $1"; exit 7'
+        result = cluster.finish(hosts[3], "connect", "--workers", "2", "--", "sh", "-c", script, "sh", "x={rpc}")
+        line = "127.0.0.1:26001,127.0.0.1:26002"
+        assert (result.returncode, result.stdout) == (7, f"{line} {line} x={line}\n")
+        result = cluster.finish(hosts[3], "connect", "--", "/nonexistent/program")
+        assert result.returncode == 1
+        assert "error: " in result.stderr
+        assert "/nonexistent/program" in result.stderr
+
+
+def test_static_peers_alone_do_everything(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, expected: str
+) -> None:
+    with cluster.worker(hosts[0], "--no-mdns"):
+        assert cluster.finish(hosts[3], "list", "--timeout", "2").returncode == 6
+        for peer in (hosts[0].address, f"[{hosts[0].address6}]:25052"):
+            flags = ["connect", "--no-mdns", "--peer", peer]
+            result = cluster.finish(hosts[3], *flags, "--", *completion(clients, tiny_model))
+            assert result.returncode == 0, result.stderr
+            assert result.stdout == expected
+
+
+def test_a_wrong_token_and_another_network_id(cluster: Cluster, hosts: list[Host]) -> None:
+    other = subprocess.run([cluster.binary, "token"], capture_output=True, text=True, check=True).stdout.strip()
+    with cluster.worker(hosts[0]):
+        for flags, token in (((), other), (("--network-id", "lab"), cluster.token)):
+            unseen = cluster.finish(hosts[3], "list", "--timeout", "2", *flags, token=token)
+            assert unseen.returncode == 6, unseen.stderr
+            for command in ("list", "connect"):
+                told = cluster.finish(
+                    hosts[3], command, "--timeout", "3", "--no-mdns", "--peer", hosts[0].address, *flags, token=token
+                )
+                assert told.returncode == 5, told.stderr
+                assert "token refused" in told.stderr
+                assert token not in told.stderr
+
+
+def test_the_list_tells_everything(cluster: Cluster, hosts: list[Host]) -> None:
+    with cluster.worker(hosts[0], "--name", "left"), cluster.worker(hosts[1], "--name", "right", "--no-mdns"):
+        left, right = cluster.listed(hosts[3], "--peer", hosts[1].address)
+        # A peer that was named stands before one that was found.
+        assert (left["name"], right["name"]) == ("right", "left")
+        assert (left["found"], right["found"]) == ("peer", "mdns")
+        for worker in (left, right):
+            assert worker["state"] == "ready"
+            assert worker["rpc"] == "7.0.0"
+            assert worker["problem"] is None
+            assert worker["llama_cpp_commit"]
+            (device,) = worker["devices"]  # type: ignore[misc]
+            assert device["name"] == "CPU"
+            assert 0 < device["free"] <= device["total"]
+
+
+def test_a_second_head_is_told_who_is_in_the_way_and_served_afterwards(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, expected: str
+) -> None:
+    with cluster.worker(hosts[0]):
+        server = [
+            clients / "llama-server",
+            "-m",
+            tiny_model,
+            "--rpc",
+            "{rpc}",
+            "-ngl",
+            "99",
+            "--port",
+            "8080",
+            "-c",
+            "256",
+        ]
+        with cluster.run(hosts[3], "connect", "--", *server) as first:
+            _wait_for_port(hosts[3], 8080)
+            (worker,) = cluster.listed(hosts[4])
+            assert worker["state"] == "busy"
+            assert worker["holder"] == socket.gethostname()
+            refused = cluster.finish(hosts[4], "connect", "--timeout", "3", "--", "true")
+            assert refused.returncode == 6
+            assert "busy" in refused.stderr
+            assert socket.gethostname() in refused.stderr
+            assert _ask_llama_server(hosts[3]), "the first head was disturbed"
+            first.end()
+        result = cluster.finish(hosts[4], "connect", "--", *completion(clients, tiny_model))
+        assert (result.returncode, result.stdout) == (0, expected), result.stderr
+
+
+def test_the_lease_against_real_clients(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, expected: str
+) -> None:
+    """Clients come and go many times while another head keeps asking: never a refusal for the first."""
+    with cluster.worker(hosts[0]), cluster.run(hosts[3], "connect") as first:
+        rpc = first.stdout_line()
+        stop = threading.Event()
+        refusals = []
+
+        def ask() -> None:
+            while not stop.is_set():
+                result = cluster.finish(hosts[4], "connect", "--timeout", "1", "--", "true")
+                refusals.append(result.returncode)
+
+        outputs = []
+        command = [str(word).replace("{rpc}", rpc) for word in completion(clients, tiny_model)]
+        bench = [
+            clients / "llama-bench",
+            "-m",
+            tiny_model,
+            "--rpc",
+            rpc,
+            "-ngl",
+            "99",
+            "-p",
+            "16",
+            "-n",
+            "8",
+            "-r",
+            "1",
+        ]
+        subprocess.run(hosts[3].command(command), capture_output=True, timeout=LIMIT, check=True)
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            for _ in range(4):
+                run = subprocess.run(
+                    hosts[3].command(command), capture_output=True, text=True, timeout=LIMIT, check=True
+                )
+                outputs.append(run.stdout)
+                subprocess.run(hosts[3].command(bench), capture_output=True, timeout=LIMIT, check=True)
+        finally:
+            stop.set()
+            asking.join()
+        assert outputs == [expected] * 4
+        assert refusals
+        assert set(refusals) == {6}, "the second head got in between"
+
+
+def test_a_prompt_killed_midway_leaves_the_worker_ready(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, expected: str
+) -> None:
+    with cluster.worker(hosts[0]):
+        for _ in range(3):
+            with cluster.run(hosts[3], "connect") as head:
+                rpc = head.stdout_line()
+                command: list[str | Path] = [clients / "llama-bench", "-m", tiny_model, "--rpc", rpc, "-ngl", "99"]
+                bench = subprocess.Popen(hosts[3].command([*command, "-p", "512", "-r", "1000"]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                time.sleep(1)
+                assert bench.poll() is None
+                bench.kill()
+                bench.wait()
+        result = cluster.finish(hosts[4], "connect", "--", *completion(clients, tiny_model))
+        assert (result.returncode, result.stdout) == (0, expected), result.stderr
+
+
+def test_a_killed_server_is_back_and_announced_again(cluster: Cluster, hosts: list[Host]) -> None:
+    with cluster.worker(hosts[0]) as worker, cluster.run(hosts[3], "connect") as head:
+        head.stdout_line()
+        seen = len(worker.lines)
+        os.kill(_server_of(worker), signal.SIGKILL)
+        seen = worker.says("rpc-server was killed by SIGKILL", seen)
+        worker.says("ready, RPC protocol", seen)
+        (listed,) = cluster.listed(hosts[4])
+        assert listed["state"] == "ready"
+
+
+@pytest.mark.parametrize("arguments", ["-d NOSUCH", "-c"])
+def test_a_server_that_never_starts_is_given_up_with_its_last_lines(
+    cluster: Cluster, hosts: list[Host], arguments: str
+) -> None:
+    blocked = cluster.scratch / hosts[0].namespace
+    blocked.mkdir()
+    (blocked / ".cache").write_text("a file where the cache directory should be")
+    result = subprocess.run(
+        hosts[0].command([cluster.binary, "p2p-llama-cpp-rpc", "--llama-cpp-args", arguments]),
+        env=cluster.env(hosts[0].namespace),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert result.returncode == 7, result.stderr
+    assert "error: rpc-server keeps crashing" in result.stderr
+    assert ("unknown device: NOSUCH" if "-d" in arguments else "Failed to create cache directory") in result.stderr
+    assert "hint: " in result.stderr
+
+
+def test_kill_9_leaves_nothing_behind(cluster: Cluster, hosts: list[Host]) -> None:
+    with cluster.worker(hosts[0]) as worker:
+        pids = _descendants(worker.process.pid)
+        assert len(pids) >= 3, "launcher, keeper and server"
+        worker.process.send_signal(signal.SIGKILL)
+        for pid in pids:
+            assert wait_until_gone(pid), f"{pid} is still there"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_is_orderly(cluster: Cluster, hosts: list[Host], number: signal.Signals) -> None:
+    with cluster.worker(hosts[0]) as worker:
+        pids = _descendants(worker.process.pid)
+        worker.process.send_signal(number)
+        assert worker.process.wait(LIMIT) == 0
+        assert all(wait_until_gone(pid) for pid in pids)
+        assert "Traceback" not in worker.log
+
+
+def test_a_restarted_worker_keeps_its_id_and_its_port(cluster: Cluster, hosts: list[Host]) -> None:
+    with cluster.worker(hosts[1], "--name", "b"), cluster.run(hosts[3], "connect", "--workers", "2") as head:
+        with cluster.worker(hosts[0], "--name", "a"):
+            assert head.stdout_line() == "127.0.0.1:26001,127.0.0.1:26002"
+            before = {worker["name"]: worker["id"] for worker in cluster.listed(hosts[4])}
+        seen = head.says(r"\ba\b.*(lost|gone|left|stop)")
+        with cluster.worker(hosts[0], "--name", "a"):
+            line = head.lines[head.says(r"\ba\b.*127\.0\.0\.1:26001", seen) - 1]
+            assert "26001" in line
+            assert {worker["name"]: worker["id"] for worker in cluster.listed(hosts[4])} == before
+
+
+def test_two_instances_and_a_cloned_image_are_kept_apart(cluster: Cluster, hosts: list[Host]) -> None:
+    flags = ["--instance", "gpu1", "--listen", "[::]:25053", "--name", "second"]
+    with cluster.worker(hosts[0], "--name", "first"), cluster.worker(hosts[0], *flags):
+        state = cluster.scratch / hosts[0].namespace / ".local/state"
+        shutil.copytree(state, cluster.scratch / "clone" / ".local/state")
+        with cluster.worker(hosts[1], "--name", "clone", where="clone"):
+            listed = cluster.listed(hosts[3])
+            assert sorted(str(worker["name"]) for worker in listed) == ["clone", "first", "second"]
+            ids = {str(worker["name"]): worker["id"] for worker in listed}
+            assert ids["clone"] == ids["first"] != ids["second"]
+            with cluster.run(hosts[3], "connect", "--workers", "3") as head:
+                assert head.stdout_line().count(",") == 2
+                head.says("same id|one id|cloned")
+
+
+def test_a_token_is_changed_without_a_flag_day(cluster: Cluster, hosts: list[Host]) -> None:
+    new = subprocess.run([cluster.binary, "token"], capture_output=True, text=True, check=True).stdout.strip()
+    file = cluster.scratch / "tokens"
+    for content, works, refused in (
+        (f"{new}\n{cluster.token}\n", [new, cluster.token], []),
+        (f"{new}\n", [new], [cluster.token]),
+    ):
+        file.write_text(content)
+        file.chmod(0o600)
+        with cluster.worker(hosts[0], "--token-file", str(file), token=""):
+            for token in works:
+                for how in ((), ("--no-mdns", "--peer", hosts[0].address)):
+                    assert cluster.finish(hosts[3], "connect", *how, "--", "true", token=token).returncode == 0
+            for token in refused:
+                flags = ["--timeout", "3", "--no-mdns", "--peer", hosts[0].address]
+                assert cluster.finish(hosts[3], "connect", *flags, "--", "true", token=token).returncode == 5
+
+
+def test_a_localai_token_works_on_both_sides(cluster: Cluster, hosts: list[Host]) -> None:
+    import base64
+    import secrets
+    import string
+
+    def key() -> str:
+        return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(43))
+
+    yaml = f"otp:\n  dht:\n    interval: 360\n    key: {key()}\n    length: 43\n  crypto:\n    interval: 360\n    key: {key()}\n    length: 43\nroom: {key()}\nrendezvous: {key()}\nmdns: {key()}\nmax_message_size: 20971520\n"
+    token = base64.b64encode(yaml.encode()).decode()
+    with cluster.worker(hosts[0], token=token):
+        assert cluster.finish(hosts[3], "connect", "--", "true", token=token).returncode == 0
+        other = cluster.finish(hosts[3], "connect", "--timeout", "2", "--", "true")
+        assert other.returncode == 6
+
+
+def test_a_runner_of_the_users_own(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, tree: Path, expected: str
+) -> None:
+    with cluster.run(hosts[0], "p2p-llama-cpp-rpc", "--no-runner", "--runner-port", "50099") as worker:
+        worker.says("You need to start llama-cpp-rpc-server on '127.0.0.1:50099'")
+        bare = tree / "backend-assets/util/llama-cpp-rpc-server"
+        server = subprocess.Popen(hosts[0].command([bare, "-p", "50099"]), stdout=subprocess.DEVNULL)
+        try:
+            worker.says("ready, RPC protocol")
+            result = cluster.finish(hosts[3], "connect", "--", *completion(clients, tiny_model))
+            assert (result.returncode, result.stdout) == (0, expected), result.stderr
+        finally:
+            server.kill()
+            server.wait()
+
+
+def test_a_head_that_loses_its_link_frees_the_worker(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path
+) -> None:
+    with cluster.worker(hosts[0]):
+        server = [
+            clients / "llama-server",
+            "-m",
+            tiny_model,
+            "--rpc",
+            "{rpc}",
+            "-ngl",
+            "99",
+            "--port",
+            "8080",
+            "-c",
+            "256",
+        ]
+        with cluster.run(hosts[3], "connect", "--", *server):
+            _wait_for_port(hosts[3], 8080)
+            hosts[3].link("down")
+            try:
+                # It waits while the worker is busy, so its end is the end of the lease.
+                assert cluster.finish(hosts[4], "connect", "--timeout", "45", "--", "true").returncode == 0
+            finally:
+                hosts[3].link("up")
+
+
+def test_the_server_is_out_of_reach_and_the_wire_tells_nothing(
+    cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    with cluster.worker(hosts[0]) as worker:
+        environment = Path(f"/proc/{_server_of(worker)}/environ").read_bytes()
+        assert cluster.token.encode() not in environment
+        assert os.readlink(f"/proc/{_server_of(worker)}/ns/net") != os.readlink(f"/proc/{worker.process.pid}/ns/net")
+        capture = tmp_path / "capture"
+        script = (
+            "import socket, sys\n"
+            "raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))\n"
+            "print('on', flush=True)\n"
+            "with open(sys.argv[1], 'wb') as out:\n"
+            "    while True: out.write(raw.recv(65535)); out.flush()\n"
+        )
+        tap = subprocess.Popen(
+            hosts[3].command([sys.executable, "-c", script, capture]), stdout=subprocess.PIPE, text=True
+        )
+        assert tap.stdout is not None
+        tap.stdout.readline()
+        result = cluster.finish(hosts[3], "connect", "--", *completion(clients, tiny_model))
+        assert result.returncode == 0, result.stderr
+        time.sleep(0.5)
+        tap.kill()
+        tap.communicate()
+        seen = capture.read_bytes()
+        assert b"_llamarpc" in seen, "mDNS was not captured: this test could not fail"
+        for secret in (cluster.token, cluster.token[8:40], socket.gethostname(), "blk.0.attn", "token_embd", "hello"):
+            assert secret.encode() not in seen, f"{secret!r} crossed the wire"
+        for log in (worker.log, result.stderr):
+            assert cluster.token not in log
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    pending = [pid]
+    while pending:
+        pending += (below := children(pending.pop()))
+        found += below
+    return found
+
+
+def _server_of(worker: Program) -> int:
+    """The rpc-server of a worker."""
+    for pid in _descendants(worker.process.pid):
+        if os.readlink(f"/proc/{pid}/exe").endswith("llama-cpp-rpc-server"):
+            return pid
+    raise AssertionError("there is no server")
+
+
+def _wait_for_port(host: Host, port: int) -> None:
+    script = (
+        "import socket, sys, time\n"
+        f"deadline = time.monotonic() + {LIMIT}\n"
+        "while time.monotonic() < deadline:\n"
+        f"    try: socket.create_connection(('127.0.0.1', {port}), 1).close(); sys.exit()\n"
+        "    except OSError: time.sleep(0.05)\n"
+        "sys.exit('nobody listens')\n"
+    )
+    subprocess.run(host.command([sys.executable, "-c", script]), check=True)
+
+
+def _ask_llama_server(host: Host) -> str:
+    """What llama-server answers to a prompt."""
+    script = (
+        "import json, time, urllib.request, urllib.error\n"
+        "body = json.dumps({'prompt': 'The quick', 'n_predict': 8, 'temperature': 0}).encode()\n"
+        f"for _ in range(int({LIMIT})):\n"
+        "    try: print(json.load(urllib.request.urlopen('http://127.0.0.1:8080/completion', body))['tokens_predicted']); break\n"
+        "    except urllib.error.HTTPError: time.sleep(1)\n"
+    )
+    words: Sequence[str | Path] = [sys.executable, "-c", script]
+    return subprocess.run(host.command(words), capture_output=True, text=True, check=True).stdout
