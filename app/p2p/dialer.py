@@ -1,4 +1,4 @@
-"""Dials candidates until each has led to a link: few at a time, again and again, and no longer once it has."""
+"""Dials candidates until each has led to a worker: few at a time, again and again, and no longer once it has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from threading import Condition, Thread
 
-from app.p2p.link import Address, Head, Link, LinkError, Problem
+from app.p2p.link import Address, Greeting, Head, LinkError, Problem, greet
 
 MAX_DIALS = 8
 """Dials at once: anybody on the LAN can announce any number of workers."""
@@ -21,7 +21,7 @@ FIRST_DELAY = 1.0
 MAX_DELAY = 10.0
 """... up to this, for as long as it is known. A link that lasted longer was no failure."""
 FAREWELL = 60.0
-"""Seconds that a worker is still dialled whose link is lost and whose announcement is gone: mDNS alone may have failed."""
+"""Seconds that a worker is dialled whose link is lost and whose announcement is gone: mDNS alone may have failed."""
 MAX_WARNINGS = 20
 """Announced candidates whose failure is worth a warning; the rest is for the debug log."""
 UNRANKED = 1 << 30
@@ -43,7 +43,7 @@ class Found(Enum):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hint where a worker may be; what is there is known only when its link is open."""
+    """A hint where a worker may be; who is there is known only when TLS has proved it."""
 
     key: Hashable
     """Names it: adding the key again changes what is known."""
@@ -78,6 +78,8 @@ class _Route:
     error: LinkError | None = None
     rests_since: float | None = None
     """It has led to a worker that is still there."""
+    lost: bool = False
+    """That worker was lost before the dial was over."""
 
 
 class Dialer:
@@ -86,12 +88,12 @@ class Dialer:
     def __init__(
         self,
         head: Head,
-        arrived: Callable[[Candidate, Link], None],
+        arrived: Callable[[Candidate, Greeting], None],
         failed: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`arrived` takes over an open link, whose candidate rests until `resume`; `failed` says that
-        `failures` has changed.
+        """`arrived` takes over the connection or raises LinkError; then its candidate rests until `resume`.
+        `failed` says that `failures` has changed.
         """
         self._head = head
         self._arrived = arrived
@@ -135,6 +137,7 @@ class Dialer:
             now = self._clock()
             for route in (self._routes[key] for key in keys if key in self._routes):
                 if route.rests_since is None:
+                    route.lost = route.dialing
                     continue
                 lasted, route.rests_since = now - route.rests_since, None
                 if lasted >= MAX_DELAY:
@@ -165,7 +168,7 @@ class Dialer:
         while (route := self._next()) is not None:
             candidate = route.candidate
             try:
-                link = self._open(candidate)
+                self._arrived(candidate, self._greet(candidate))
             except LinkError as error:
                 self._note(route, error)
             except Exception:  # one candidate's trouble must not end the others' thread
@@ -173,7 +176,6 @@ class Dialer:
                 self._note(route, LinkError(Problem.UNREACHABLE, "dialling it broke"))
             else:
                 self._note(route, None)
-                self._arrived(candidate, link)
 
     def _next(self) -> _Route | None:
         """Wait for a route that is due; None at the end. Static peers first, then what has failed least."""
@@ -187,29 +189,29 @@ class Dialer:
                 due = [route for route in free if route.due <= now]
                 if due:
                     route = min(due, key=lambda route: (route.candidate.rank, route.failures, route.due))
-                    route.dialing = True
+                    route.dialing, route.lost = True, False
                     return route
                 self._changed.wait(min((route.due - now for route in free), default=None))
             return None
 
-    def _open(self, candidate: Candidate) -> Link:
-        """A link to the worker that `candidate` means; where only another one answers, to that. Raises LinkError."""
+    def _greet(self, candidate: Candidate) -> Greeting:
+        """The worker that `candidate` means; where only another one answers, that. Raises LinkError."""
         errors: list[LinkError] = []
-        other: Link | None = None
+        other: Greeting | None = None
         for address in candidate.addresses:
             try:
-                link = Link(address, self._head)
+                greeting = greet(address, self._head)
             except LinkError as error:
                 errors.append(error)
                 continue
-            if candidate.worker_id in ("", link.peer.id):
+            if candidate.worker_id in ("", greeting.peer.id):
                 if other is not None:
                     other.close()
-                return link
+                return greeting
             if other is None:
-                other = link
+                other = greeting
             else:
-                link.close()
+                greeting.close()
         if other is not None:
             return other
         raise max(errors, key=lambda error: _TELLING.index(error.problem))
@@ -219,7 +221,7 @@ class Dialer:
         with self._changed:
             news = error is not None and str(error) != str(route.error)
             route.dialing, route.tried, route.error = False, True, error
-            if error is None:
+            if error is None and not route.lost:
                 route.rests_since = self._clock()
             else:
                 self._postpone(route)

@@ -104,6 +104,10 @@ class Greeting:
     protocol: int
     """The version to speak."""
 
+    def close(self) -> None:
+        """Let it be."""
+        self.talk.channel.close()
+
 
 def greet(address: Address, head: Head) -> Greeting:
     """Dial `address` and prove who is who; every connection begins so. Raises LinkError."""
@@ -135,9 +139,11 @@ class Ended(Enum):
 class Link:
     """An open control connection. One thread listens and pings; `status` is the newest that the worker told."""
 
-    def __init__(self, address: Address, head: Head) -> None:
-        """Open it: the hello has come. Raises LinkError."""
-        greeting = greet(address, head)
+    def __init__(self, greeting: Greeting, head: Head) -> None:
+        """Introduce us on a connection of `greet`: afterwards the hello has come. Raises LinkError.
+
+        For the worker, a later control connection of one session takes the place of the earlier.
+        """
         self.address = greeting.address
         self.peer = greeting.peer
         self._talk = greeting.talk

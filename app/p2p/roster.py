@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from threading import RLock
+from threading import Condition, Lock
 
 from app.p2p.dialer import Candidate, Dialer, Failure, Found
 from app.p2p.frames import Hello, Status
-from app.p2p.link import Address, Ended, Head, Link
+from app.p2p.identity import Peer
+from app.p2p.link import Address, Ended, Greeting, Head, Link
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +75,15 @@ class Change:
 @dataclass(eq=False)
 class _Place:
     number: int
-    link: Link
-    status: Status
-    updated: float
     found: Found
     rank: int
+    peer: Peer
+    hello: Hello
+    address: Address
+    status: Status
+    updated: float
+    link: Link | None = None
+    """None when it is lost, and when the worker was only looked at."""
     routes: dict[Hashable, Candidate] = field(default_factory=dict)
     """What has led to it."""
     ended: Ended | None = None
@@ -94,11 +100,14 @@ class Roster:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A worker of which `keep` says no is only looked at: its link is closed, and it counts as there."""
+        self._head = head
         self._tell = tell
         self._keep = keep
         self._clock = clock
-        self._lock = RLock()
+        self._lock = Lock()
         self._places: list[_Place] = []
+        self._introduced = Condition(self._lock)
+        self._keys: set[str] = set()
         self._warned: set[str] = set()
         self._dialer = Dialer(head, self._arrived, lambda: tell(Change(News.FAILED)), clock)
         self._closed = False
@@ -135,30 +144,128 @@ class Roster:
         self._dialer.close()
         with self._lock:
             self._closed = True
-            links = [place.link for place in self._places if place.ended is None]
+            links = [place.link for place in self._places if place.link is not None]
         for link in links:
             link.close(reason)
 
-    def _arrived(self, candidate: Candidate, link: Link) -> None:
-        spare: Link | None = link
-        with self._lock:
-            place = self._place_of(link)
-            if place is None:
-                place = _Place(len(self._places), link, link.status, self._clock(), candidate.found, candidate.rank)
-                self._places.append(place)
-                news: News | None = News.FOUND
-            elif place.ended is None and place.link.peer.key == link.peer.key:
-                news = None  # another way to the same process
-            else:
-                news = News.BACK
-                spare = place.link  # when it is not closed yet, nobody is behind it any more
-                place.link, place.status, place.updated, place.ended = link, link.status, self._clock(), None
-            self._lead(candidate, place)
-            if news is not None:
-                self._warn_of_likeness(place)
-                self._tell(Change(news, self._worker(place)))
-                if self._keep(link.hello) and not self._closed:
+    def _arrived(self, candidate: Candidate, greeting: Greeting) -> None:
+        with self._introducing(greeting.peer.key):
+            link = Link(greeting, self._head)
+            with self._lock:
+                place, news = self._seat(candidate, link)
+                followed = not self._closed and self._keep(link.hello)
+                if followed:
                     self._follow(place, link)
-                    spare = None if spare is link else spare
-        if spare is not None:
-            spare.close()
+                if news is not News.CHANGED:
+                    self._warn_of_likeness(place)
+                self._tell(Change(news, self._worker(place)))
+        if not followed:
+            link.close()
+
+    @contextmanager
+    def _introducing(self, key: str) -> Iterator[None]:
+        """One at a time for each worker: of two links in one session, the later one counts for it, and must for us."""
+        with self._lock:
+            self._introduced.wait_for(lambda: key not in self._keys)
+            self._keys.add(key)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._keys.remove(key)
+                self._introduced.notify_all()
+
+    def _seat(self, candidate: Candidate, link: Link) -> tuple[_Place, News]:
+        """The place of the worker behind `link`, which from now on is its only one, and what is new."""
+        place = self._place_of(link)
+        now = self._clock()
+        if place is None:
+            news = News.FOUND
+            place = _Place(
+                len(self._places),
+                candidate.found,
+                candidate.rank,
+                link.peer,
+                link.hello,
+                link.address,
+                link.status,
+                now,
+            )
+            self._places.append(place)
+        else:
+            news = News.CHANGED if place.ended is None and place.peer.key == link.peer.key else News.BACK
+            if place.link is not None:
+                place.link.close()
+            place.peer, place.hello, place.address = link.peer, link.hello, link.address
+            place.status, place.updated, place.link, place.ended = link.status, now, None, None
+        for other in self._places:
+            other.routes.pop(candidate.key, None)
+        place.routes[candidate.key] = candidate
+        place.rank = min(place.rank, candidate.rank)
+        return place, news
+
+    def _place_of(self, link: Link) -> _Place | None:
+        """The place that `link` belongs to; None when its worker was never seen."""
+        alike = [place for place in self._places if place.peer.id == link.peer.id]
+        by_key = [place for place in alike if place.peer.key == link.peer.key]
+        # Nobody else can listen there, so the one that did has been restarted; of several lost ones that one first.
+        by_address = [place for place in alike if place.address == link.address]
+        lost = [place for place in alike if place.ended is not None]
+        return next(iter(by_key + by_address + lost), None)
+
+    def _follow(self, place: _Place, link: Link) -> None:
+        place.link = link
+        link.follow(lambda status: self._heard(place, link, status), lambda ended: self._lost(place, link, ended))
+
+    def _heard(self, place: _Place, link: Link, status: Status) -> None:
+        with self._lock:
+            if place.link is link:
+                place.status, place.updated = status, self._clock()
+                self._tell(Change(News.CHANGED, self._worker(place)))
+
+    def _lost(self, place: _Place, link: Link, ended: Ended) -> None:
+        with self._lock:
+            if place.link is not link or self._closed:
+                return
+            place.link, place.ended = None, ended
+            routes = list(place.routes)
+            self._tell(Change(News.LOST, self._worker(place), ended.value))
+        self._dialer.resume(routes)
+
+    def _worker(self, place: _Place) -> Worker:
+        known = [place.address, *(address for route in place.routes.values() for address in route.addresses)]
+        return Worker(
+            place=place.number,
+            id=place.peer.id,
+            key=place.peer.key,
+            hello=place.hello,
+            status=place.status,
+            updated=place.updated,
+            address=place.address,
+            addresses=tuple(dict.fromkeys(known)),
+            found=place.found,
+            rank=place.rank,
+            there=place.ended is None,
+            silent=place.ended is Ended.SILENT,
+        )
+
+    def _warn_of_likeness(self, place: _Place) -> None:
+        """Tell, once for each id and each name, of workers that a user might take for one."""
+        for other in self._places:
+            if other is place or other.ended is not None:
+                continue
+            addresses = f"{other.address} and {place.address}"
+            if other.peer.id == place.peer.id:
+                self._warn_once(
+                    f"the workers at {addresses} have one id, {place.peer.id}, and are kept apart: is one machine "
+                    "a clone of the other? Delete the id that it keeps in its state directory, or give it --id",
+                    place.peer.id,
+                )
+            elif other.hello.name == place.hello.name:
+                name = place.hello.name
+                self._warn_once(f"two workers are called {name}, those at {addresses}: give them a --name", name)
+
+    def _warn_once(self, text: str, about: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            log.warning("%s", text)

@@ -1,0 +1,67 @@
+"""Workers that the user names: `--peer`, the environment, a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import WorkerError, usage_error
+from app.options import DEFAULT_PORT
+
+MAX_FILE_CHARS = 1 << 20
+_HINT = "such as 10.0.0.5, box.lan:25052 or [fe80::1%eth0]:25052"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a worker listens: a host name or an address, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> Peer:
+    """`host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address. Raises a usage error."""
+    text = text.strip()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        valid = bool(bracket) and (not rest or rest.startswith(":"))
+        port = rest[1:] if rest else str(default_port)
+    elif text.count(":") > 1:
+        host, port, valid = text, str(default_port), True
+    else:
+        host, colon, port = text.partition(":")
+        valid = True
+        if not colon:
+            port = str(default_port)
+    if not (valid and host and not any(map(str.isspace, host)) and port.isascii() and port.isdigit()):
+        raise usage_error(f"{text!r} is no peer", _HINT)
+    if not 1 <= int(port) <= 65535:
+        raise usage_error(f"{text!r} is no peer: a port is a number from 1 to 65535", _HINT)
+    return Peer(host, int(port))
+
+
+def read_peers_file(path: Path) -> list[Peer]:
+    """One peer a line; blank lines and `#` comments are ignored. Raises a usage error that names the line."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_FILE_CHARS + 1)
+    except UnicodeDecodeError:
+        raise usage_error(f"the peers file {path} is not a text file", "one HOST:PORT a line") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise usage_error(f"cannot read the peers file {path}: {reason}", "check --peers-file") from None
+    if len(text) > MAX_FILE_CHARS:
+        raise usage_error(f"the peers file {path} is too long", "was a wrong file given?")
+    peers = []
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.partition("#")[0].strip()
+        if entry:
+            try:
+                peers.append(parse_peer(entry))
+            except WorkerError as error:
+                raise WorkerError(f"{path}, line {number}: {error.message}", error.hint, error.code) from None
+    return peers
