@@ -14,8 +14,6 @@ from app.p2p.link import Address, Greeting, Head, LinkError, Problem, greet
 
 MAX_DIALS = 8
 """Dials at once: anybody on the LAN can announce any number of workers."""
-MAX_CANDIDATES = 4096
-"""More are left out."""
 FIRST_DELAY = 1.0
 """Seconds until a candidate is dialled again; each time twice as long ..."""
 MAX_DELAY = 10.0
@@ -109,9 +107,6 @@ class Dialer:
         """Dial `candidate`, now and whenever its worker is lost."""
         with self._changed:
             route = self._routes.get(candidate.key)
-            if route is None and len(self._routes) >= MAX_CANDIDATES:
-                log.debug("one candidate too many: %s", candidate)
-                return
             if route is None:
                 route = self._routes[candidate.key] = _Route(candidate, due=0.0)
             elif route.candidate != candidate:

@@ -14,6 +14,7 @@ from enum import Enum
 from threading import Thread
 
 from app import __version__
+from app.p2p import peers
 from app.p2p.channel import HANDSHAKE_TIMEOUT, Channel, ChannelCut, ChannelError, ChannelRefused
 from app.p2p.conversation import Conversation, PeerClosed
 from app.p2p.frames import (
@@ -40,6 +41,9 @@ CONNECT_TIMEOUT = 2.5
 ANSWER_TIMEOUT = 4.0
 """Seconds for a worker's welcome, and for its hello: a round trip each, but its machine may be under load."""
 
+Address = peers.Peer
+"""Where to dial: a host name or a numeric address (link-local ones with `%interface`), and a port."""
+
 log = logging.getLogger(__name__)
 
 
@@ -58,17 +62,6 @@ class LinkError(Exception):
     def __init__(self, problem: Problem, reason: str) -> None:
         super().__init__(f"{problem.value}: {reason}" if reason else problem.value)
         self.problem = problem
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where to dial: a host name or a numeric address (link-local ones with `%interface`), and a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
