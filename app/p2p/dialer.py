@@ -87,15 +87,15 @@ class Dialer:
         self,
         head: Head,
         arrived: Callable[[Candidate, Greeting], None],
-        failed: Callable[[], None],
+        tried: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`arrived` takes over the connection or raises LinkError; then its candidate rests until `resume`.
-        `failed` says that `failures` has changed.
+        `tried` says that `failures` or `settled` has changed.
         """
         self._head = head
         self._arrived = arrived
-        self._failed = failed
+        self._tried = tried
         self._clock = clock
         self._changed = Condition()
         self._routes: dict[Hashable, _Route] = {}
@@ -214,22 +214,24 @@ class Dialer:
     def _note(self, route: _Route, error: LinkError | None) -> None:
         """How the dial ended."""
         with self._changed:
-            news = error is not None and str(error) != str(route.error)
+            complaint = error if str(error) != str(route.error) else None
+            news = not route.tried or str(error) != str(route.error)
             route.dialing, route.tried, route.error = False, True, error
             if error is None and not route.lost:
                 route.rests_since = self._clock()
             else:
                 self._postpone(route)
             self._changed.notify()
+        if complaint is not None:
+            self._complain(route.candidate, complaint)
         if news:
-            self._complain(route.candidate, error)
-            self._failed()
+            self._tried()
 
     def _postpone(self, route: _Route) -> None:
         route.due = self._clock() + min(FIRST_DELAY * 2 ** min(route.failures, _DOUBLINGS), MAX_DELAY)
         route.failures += 1
 
-    def _complain(self, candidate: Candidate, error: LinkError | None) -> None:
+    def _complain(self, candidate: Candidate, error: LinkError) -> None:
         announced = candidate.found is Found.MDNS
         self._warnings += announced
         level = logging.DEBUG if announced and self._warnings > MAX_WARNINGS else logging.WARNING

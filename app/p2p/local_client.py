@@ -9,7 +9,7 @@ import sys
 from app.p2p.procnet import ESTABLISHED, IPV4, IPV6, rows
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
-"""Before an IPv4 address it makes an IPv6 address (RFC 4291, 2.5.5.2): a program may have dialled `::ffff:127.0.0.1`."""
+"""Before an IPv4 address it makes an IPv6 address (RFC 4291, 2.5.5.2): a program may dial `::ffff:127.0.0.1`."""
 _WORD = 4
 _READS = 3
 """A table is read piece by piece while it changes, and a row may be passed over."""

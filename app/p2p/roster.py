@@ -59,8 +59,8 @@ class News(Enum):
     CHANGED = "changed"
     """Its status."""
     LOST = "lost"
-    FAILED = "failed"
-    """A candidate could not be used: `failures` tells."""
+    TRIED = "tried"
+    """A candidate was dialled: `failures` and `settled` tell how it went."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Roster:
         self._introduced = Condition(self._lock)
         self._keys: set[str] = set()
         self._warned: set[str] = set()
-        self._dialer = Dialer(head, self._arrived, lambda: tell(Change(News.FAILED)), clock)
+        self._dialer = Dialer(head, self._arrived, lambda: tell(Change(News.TRIED)), clock)
         self._closed = False
 
     def add(self, candidate: Candidate) -> None:
@@ -160,7 +160,7 @@ class Roster:
                     self._warn_of_likeness(place)
                 self._tell(Change(news, self._worker(place)))
         if not followed:
-            link.close()
+            link.close("seen")
 
     @contextmanager
     def _introducing(self, key: str) -> Iterator[None]:

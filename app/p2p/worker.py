@@ -22,7 +22,6 @@ from app.p2p.keeper import Keeper, start_keeper
 from app.p2p.lender import Lender
 from app.p2p.listening import listen, parse_address
 from app.p2p.membership import join
-from app.p2p.peers import parse_peer
 from app.p2p.records import clean
 from app.p2p.relay import About, Relay
 from app.p2p.server import Down, Failed, OnChange, Ready, RpcServer, ServerState
@@ -50,7 +49,6 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
 
     listener = listen(*parse_address(options.listen, "--listen"))
     port: int = listener.getsockname()[1]
-    advertise = parse_peer(options.advertise, port) if options.advertise else None
     identity = worker_id(options.id, options.instance, options.state_dir, port, os.environ)
     keeper = None if options.no_runner else start_keeper(options.sandbox)  # no thread exists yet
     try:
@@ -70,10 +68,9 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
             port=port,
             protocol=PROTOCOL,
             interfaces=options.interface,
-            advertise=advertise,
+            advertise=options.advertise,
+            enabled=not options.no_mdns,
         )
-        if not options.no_mdns:
-            announcer.start()
         log.info("%s (id %s) listens on %s port %d", about.name, about.id, listener.getsockname()[0], port)
         lender.start(server)
         relay.start([listener])

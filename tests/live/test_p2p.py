@@ -150,7 +150,8 @@ class Cluster:
             host.command([self.binary, *words]),
             env=self.env("head" + host.namespace, token),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # a random model's text
             timeout=timeout,
             check=False,
         )
@@ -357,7 +358,7 @@ def test_the_lease_against_real_clients(
                 run = subprocess.run(
                     hosts[3].command(command), capture_output=True, text=True, timeout=LIMIT, check=True
                 )
-                outputs.append(run.stdout)
+                outputs.append(run.stdout.decode(errors="replace"))
                 subprocess.run(hosts[3].command(bench), capture_output=True, timeout=LIMIT, check=True)
         finally:
             stop.set()

@@ -1,0 +1,121 @@
+"""The `connect` and `list` commands: what a head does with the workers that it finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import closing
+
+from app import onefile
+from app.console import live_table, print_table
+from app.errors import ExitCode, usage_error
+from app.options import ConnectOptions, ListOptions
+from app.p2p import signals
+from app.p2p.command import Command
+from app.p2p.frames import Purpose
+from app.p2p.listing import Chronicle, as_json, failure_as_json, overview
+from app.p2p.roster import Change, News, Roster
+from app.p2p.search import Search, not_found, refused
+from app.p2p.session import REDRAW, Events, Session, wanted
+from app.p2p.signals import Arrived
+from app.p2p.tunnel import Tunnels
+
+
+def connect(options: ConnectOptions, extra: list[str] | None) -> int:
+    """Tunnels to the workers for as long as CMD runs, or until the user ends it. Raises WorkerError."""
+    if extra == []:
+        raise usage_error("there is no command after --", "leave -- away to get the line for --rpc")
+    if options.workers is not None and options.workers < 1:
+        raise usage_error("--workers must be 1 or more", "leave it away to take all that are there")
+    if not 1 <= options.base_port <= 65535:
+        raise usage_error("--base-port must be from 1 to 65535", "such as --base-port 26001")
+    _check_timeout(options.timeout)
+    search = Search(options, Purpose.CONNECT)
+    onefile.mark()
+    mask = signals.block()
+    command = Command(extra, os.environ, mask) if extra else None  # no thread exists yet
+    events = Events()
+    signals.listen(events.put)
+    head = search.head()
+    with (
+        search.roster(head, events.put, lambda hello: wanted(options, hello)) as roster,
+        closing(Tunnels(head, roster.worker, options.base_port)) as tunnels,
+    ):
+        return Session(options, roster, tunnels, events, command).run()
+
+
+def list_workers(options: ListOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
+    """Show who is there. Raises WorkerError when nobody is."""
+    _check_timeout(options.timeout)
+    search = Search(options, Purpose.LIST)
+    onefile.mark()
+    signals.block()
+    events = Events()
+    signals.listen(events.put)
+    with search.roster(search.head(), events.put, lambda _: options.watch) as roster:
+        if options.watch:
+            _watch(options, roster, events)
+        else:
+            _wait(options, roster, events)
+            _show(options, roster)
+        workers, failures = roster.workers(), roster.failures()
+    if workers:
+        return ExitCode.OK
+    raise refused(failures) or not_found("no worker answered", [], failures)
+
+
+def _check_timeout(timeout: float) -> None:
+    if not timeout > 0:
+        raise usage_error("--timeout must be more than 0", "in seconds, such as --timeout 30")
+
+
+def _wait(options: ListOptions, roster: Roster, events: Events) -> None:
+    """Until the time is over, nobody is left to answer, or the user has seen enough."""
+    deadline = time.monotonic() + options.timeout
+    while (left := deadline - time.monotonic()) > 0 and not (options.no_mdns and roster.settled()):
+        if _ends(events.next(left)):
+            return
+
+
+def _show(options: ListOptions, roster: Roster) -> None:
+    workers, failures, now = roster.workers(), roster.failures(), time.monotonic()
+    if options.json:
+        rows = [as_json(worker, now) for worker in workers] + list(map(failure_as_json, failures))
+        print(json.dumps(rows, indent=2))
+    elif workers or failures:
+        print_table(overview(workers, failures, now), sys.stdout)
+
+
+def _watch(options: ListOptions, roster: Roster, events: Events) -> None:
+    """Show what changes until the user ends it: a table on a terminal, else a line for each change."""
+    if options.json:
+        _watch_as_json(roster, events)
+    elif sys.stdout.isatty():
+        with live_table(sys.stdout) as show:
+            while not _ends(events.next(REDRAW)):
+                show(overview(roster.workers(), roster.failures(), time.monotonic()))
+    else:
+        chronicle = Chronicle()
+        while not _ends(event := events.next(None)):
+            if isinstance(event, Change) and (sentence := chronicle.sentence(event)):
+                print(sentence, flush=True)
+
+
+def _watch_as_json(roster: Roster, events: Events) -> None:
+    told: set[tuple[object, str]] = set()
+    while not _ends(event := events.next(None)):
+        if not isinstance(event, Change):
+            continue
+        if event.worker is not None:
+            print(json.dumps(as_json(event.worker, time.monotonic())), flush=True)
+        elif event.news is News.TRIED:
+            for failure in roster.failures():
+                if (what := (failure.candidate.key, str(failure.error))) not in told:
+                    told.add(what)
+                    print(json.dumps(failure_as_json(failure)), flush=True)
+
+
+def _ends(event: Change | Arrived | None) -> bool:
+    return isinstance(event, Arrived) and event.number in signals.ENDING
