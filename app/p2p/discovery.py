@@ -181,13 +181,10 @@ def _interfaces(named: Collection[str]) -> tuple[_Interface, ...]:
     for adapter in ifaddr.get_adapters():
         name = adapter.name.partition(":")[0]  # eth0:1 is one more address of eth0
         flags = _flags(name)
+        reaches_others = flags & _MULTICAST and not flags & _LOOPBACK and not name.startswith(_OWN_NETWORKS)
         if adapter.index is None or not flags & _UP or not flags & _RUNNING:
             continue
-        if (
-            name not in named
-            if named
-            else (flags & _LOOPBACK or not flags & _MULTICAST or name.startswith(_OWN_NETWORKS))
-        ):
+        if not (name in named if named else reaches_others):
             continue
         before = usable[name].addresses if name in usable else ()
         addresses = [_address(ip) for ip in adapter.ips if _is_bindable(ip, adapter.index)]
@@ -265,7 +262,8 @@ class _Mdns:
         while not self._stopping:
             self._awake.clear()
             self._guard(self._step)
-            self._awake.wait(RESCAN)
+            if not self._stopping:
+                self._awake.wait(RESCAN)
         if self._zeroconf is not None:
             self._guard(partial(self._finish, self._zeroconf))
             self._guard(self._zeroconf.close)

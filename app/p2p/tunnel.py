@@ -96,6 +96,7 @@ class Tunnel:
         self._live: dict[Conversation, Traffic] = {}
         self._done = Traffic()
         self._refusals: set[str] = set()
+        self._serving = 0
         self._closed = False
         self.port: int = listener.getsockname()[1]
         Thread(target=self._accept, name=f"tunnel {self.port}", daemon=True).start()
@@ -111,6 +112,11 @@ class Tunnel:
         with self._lock:
             counts = [self._done, *self._live.values()]
             return Traffic(sum(count.to_peer for count in counts), sum(count.from_peer for count in counts))
+
+    @property
+    def connections(self) -> int:
+        """Local programs that it serves, or that wait."""
+        return self._serving
 
     def cut(self) -> None:
         """End its connections: nothing is heard of the worker, and TCP may take a quarter of an hour to notice."""
@@ -136,17 +142,19 @@ class Tunnel:
                     log.warning("cannot accept a local connection: %s", error)
                     time.sleep(_ACCEPT_PAUSE)
                 continue
-            if self._lets_in(plain):
-                Thread(target=self._serve, args=(plain,), name=f"tunnel {self.port}", daemon=True).start()
-            else:
+            if not self._lets_in(plain):
                 plain.close()
+                continue
+            with self._lock:
+                self._serving += 1
+            Thread(target=self._serve, args=(plain,), name=f"tunnel {self.port}", daemon=True).start()
 
     def _lets_in(self, plain: socket.socket) -> bool:
         try:
             reason = refusal(plain)
         except OSError as error:  # it has gone, or the tables cannot be read
             reason = str(error)
-        if reason is None and len(self._live) >= MAX_CONNECTIONS:
+        if reason is None and self.connections >= MAX_CONNECTIONS:
             reason = "there are too many connections"
         if reason is None:
             return True
@@ -156,24 +164,31 @@ class Tunnel:
         return False
 
     def _serve(self, plain: socket.socket) -> None:
-        worker = self._worker()
-        with plain:
-            try:
-                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                trouble = self._through(plain, worker)
-            except LinkError as error:
-                trouble = f"{worker.name} {error}"
-            except (ChannelError, PeerError, PeerClosed) as error:
-                trouble = f"{worker.name} closed the connection before it was through ({error or 'goodbye'})"
-            except OSError as error:
-                log.debug("port %d: the local program has gone: %s", self.port, error)
-                return
+        try:
+            with plain:
+                trouble = self._explained(plain, self._worker())
+        finally:
+            with self._lock:
+                self._serving -= 1
         if trouble and not self._closed:
             log.warning("port %d: %s", self.port, trouble)
             self._explain()
 
-    def _through(self, plain: socket.socket, worker: Worker) -> str | None:
+    def _explained(self, plain: socket.socket, worker: Worker) -> str | None:
         """Serve one local program to its end; what went wrong, None for nothing."""
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return self._through(plain, worker)
+        except LinkError as error:
+            return f"{worker.name} {error}"
+        except (ChannelError, PeerError, PeerClosed) as error:
+            return f"{worker.name} closed the connection before it was through: {error or 'it said goodbye'}"
+        except OSError as error:
+            log.debug("port %d: the local program has gone: %s", self.port, error)
+            return None
+
+    def _through(self, plain: socket.socket, worker: Worker) -> str | None:
+        """As `_explained`. Raises what a fresh connection can."""
         if not worker.there:
             return f"{worker.name} is not there; it is dialled until it is back"
         with self._connected(worker) as (talk, traffic):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -210,11 +209,3 @@ def test_failures_are_told_of(watched: Watched) -> None:
     eventually(lambda: [change.news for change in watched.changes] == [News.TRIED])
     assert watched.roster.settled()
     assert [failure.candidate.key for failure in watched.roster.failures()] == [gone]
-
-
-def test_the_log_names_no_secret(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    with FakeWorker(OURS) as worker:
-        watched.peers(worker)
-    eventually(lambda: not watched.there())
-    assert HEAD.session not in caplog.text
