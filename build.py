@@ -24,7 +24,7 @@ _EXAMPLES = """\
 commands:
   (none)             build dist/worker
   test               build everything and run every check
-  bench [WHAT]       measure: start
+  bench [WHAT]       measure: start, discovery
   fetch DIR          fill DIR with the archives that an offline build needs
   clean              remove build/ and dist/
 

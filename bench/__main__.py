@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from bench import start
+from bench import discovery, start
 
-BENCHES = {"start": start.run}
+BENCHES = {"start": start.run, "discovery": discovery.run}
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:

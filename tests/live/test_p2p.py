@@ -208,7 +208,19 @@ def test_two_machines_with_one_token(
         result = cluster.finish(hosts[3], "connect", "--", *completion(clients, tiny_model))
         assert result.returncode == 0, result.stderr
         assert result.stdout == expected
-        bench = [clients / "llama-bench", "-m", tiny_model, "--rpc", "{rpc}", "-ngl", "99", "-p", "16", "-n", "8"]
+        bench: list[str | Path] = [
+            clients / "llama-bench",
+            "-m",
+            tiny_model,
+            "--rpc",
+            "{rpc}",
+            "-ngl",
+            "99",
+            "-p",
+            "16",
+            "-n",
+            "8",
+        ]
         result = cluster.finish(hosts[3], "connect", "--", *bench, "-r", "1", "-o", "json")
         assert result.returncode == 0, result.stderr
         assert all("RPC" in row["backends"] for row in json.loads(result.stdout))
@@ -345,7 +357,7 @@ def test_the_lease_against_real_clients(
                 refusals.append(result.returncode)
 
         outputs = []
-        command = [str(word).replace("{rpc}", rpc) for word in completion(clients, tiny_model)]
+        command: list[str | Path] = [str(word).replace("{rpc}", rpc) for word in completion(clients, tiny_model)]
         bench = [
             clients / "llama-bench",
             "-m",
