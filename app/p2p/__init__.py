@@ -12,23 +12,23 @@ SUPPORTED = True
 
 def work(options: P2pOptions, extra: list[str] | None) -> int:
     """`worker p2p-llama-cpp-rpc`"""
-    from app.p2p import worker
+    from app.p2p.worker import work as run
 
-    return worker.work(options, extra)
+    return run(options, extra)
 
 
 def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     """`worker connect`"""
-    from app.p2p import head
+    from app.p2p.head import connect as run
 
-    return head.connect(options, extra)
+    return run(options, extra)
 
 
 def list_workers(options: ListOptions, extra: list[str] | None) -> int:
     """`worker list`"""
-    from app.p2p import head
+    from app.p2p.head import list_workers as run
 
-    return head.list_workers(options, extra)
+    return run(options, extra)
 
 
 def new_token(options: TokenOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has both

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,11 +172,11 @@ class Cluster:
             check=False,
         )
 
-    def listed(self, host: Host, *flags: str) -> list[dict[str, object]]:
+    def listed(self, host: Host, *flags: str) -> list[dict[str, Any]]:
         """`worker list --json`"""
         result = self.finish(host, "list", "--json", *flags)
         assert result.stdout, result.stderr
-        workers: list[dict[str, object]] = json.loads(result.stdout)
+        workers: list[dict[str, Any]] = json.loads(result.stdout)
         return workers
 
 
@@ -190,6 +191,18 @@ def completion(clients: Path, model: Path) -> list[str | Path]:
     command: list[str | Path] = [clients / "llama-completion", "-m", model, "--rpc", "{rpc}", "-ngl", "99"]
     command += ["-p", "The quick brown fox", "-n", "48", "--temp", "0", "--seed", "1", "-no-cnv", "--no-warmup"]
     return [*command, "-c", "256", "--no-display-prompt", "--ignore-eos"]
+
+
+def benchmark(clients: Path, model: Path, rpc: str) -> list[str | Path]:
+    """A short llama-bench."""
+    command: list[str | Path] = [clients / "llama-bench", "-m", model, "--rpc", rpc, "-ngl", "99"]
+    return [*command, "-p", "16", "-n", "8", "-r", "1"]
+
+
+def chat_server(clients: Path, model: Path) -> list[str | Path]:
+    """llama-server on port 8080, as a command of `connect`."""
+    command: list[str | Path] = [clients / "llama-server", "-m", model, "--rpc", "{rpc}", "-ngl", "99"]
+    return [*command, "--port", "8080", "-c", "256"]
 
 
 @pytest.fixture(scope="module")
@@ -208,20 +221,8 @@ def test_two_machines_with_one_token(
         result = cluster.finish(hosts[3], "connect", "--", *completion(clients, tiny_model))
         assert result.returncode == 0, result.stderr
         assert result.stdout == expected
-        bench: list[str | Path] = [
-            clients / "llama-bench",
-            "-m",
-            tiny_model,
-            "--rpc",
-            "{rpc}",
-            "-ngl",
-            "99",
-            "-p",
-            "16",
-            "-n",
-            "8",
-        ]
-        result = cluster.finish(hosts[3], "connect", "--", *bench, "-r", "1", "-o", "json")
+        bench = benchmark(clients, tiny_model, "{rpc}")
+        result = cluster.finish(hosts[3], "connect", "--", *bench, "-o", "json")
         assert result.returncode == 0, result.stderr
         assert all("RPC" in row["backends"] for row in json.loads(result.stdout))
 
@@ -305,7 +306,7 @@ def test_the_list_tells_everything(cluster: Cluster, hosts: list[Host]) -> None:
             assert worker["rpc"] == "7.0.0"
             assert worker["problem"] is None
             assert worker["llama_cpp_commit"]
-            (device,) = worker["devices"]  # type: ignore[misc]
+            (device,) = worker["devices"]
             assert device["name"] == "CPU"
             assert 0 < device["free"] <= device["total"]
 
@@ -314,19 +315,7 @@ def test_a_second_head_is_told_who_is_in_the_way_and_served_afterwards(
     cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path, expected: str
 ) -> None:
     with cluster.worker(hosts[0]):
-        server = [
-            clients / "llama-server",
-            "-m",
-            tiny_model,
-            "--rpc",
-            "{rpc}",
-            "-ngl",
-            "99",
-            "--port",
-            "8080",
-            "-c",
-            "256",
-        ]
+        server = chat_server(clients, tiny_model)
         with cluster.run(hosts[3], "connect", "--", *server) as first:
             _wait_for_port(hosts[3], 8080)
             (worker,) = cluster.listed(hosts[4])
@@ -358,21 +347,7 @@ def test_the_lease_against_real_clients(
 
         outputs = []
         command: list[str | Path] = [str(word).replace("{rpc}", rpc) for word in completion(clients, tiny_model)]
-        bench = [
-            clients / "llama-bench",
-            "-m",
-            tiny_model,
-            "--rpc",
-            rpc,
-            "-ngl",
-            "99",
-            "-p",
-            "16",
-            "-n",
-            "8",
-            "-r",
-            "1",
-        ]
+        bench = benchmark(clients, tiny_model, rpc)
         subprocess.run(hosts[3].command(command), capture_output=True, timeout=LIMIT, check=True)
         asking = threading.Thread(target=ask)
         asking.start()
@@ -536,19 +511,7 @@ def test_a_head_that_loses_its_link_frees_the_worker(
     cluster: Cluster, hosts: list[Host], clients: Path, tiny_model: Path
 ) -> None:
     with cluster.worker(hosts[0]):
-        server = [
-            clients / "llama-server",
-            "-m",
-            tiny_model,
-            "--rpc",
-            "{rpc}",
-            "-ngl",
-            "99",
-            "--port",
-            "8080",
-            "-c",
-            "256",
-        ]
+        server = chat_server(clients, tiny_model)
         with cluster.run(hosts[3], "connect", "--", *server):
             _wait_for_port(hosts[3], 8080)
             hosts[3].link("down")

@@ -1,4 +1,4 @@
-"""Goal: mDNS uses the LAN and not the bridges to containers; an address is dialled only if it lies on a link of ours."""
+"""Goal: mDNS uses the LAN and not the bridges to containers; only what lies on our links is dialled."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_one_instance_runs_once(tmp_path: Path) -> None:
         "import sys; from app.p2p.worker_id import worker_id\n"
         "held = worker_id(None, 'default', sys.argv[1], 1, {}); print(held.text, flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", script, tmp_path]
+    command = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         held = first.stdout.readline().strip()
