@@ -63,6 +63,7 @@ NOT_MIRRORED = {
     "app.llama_cpp_rpc",
     "app.assets",
     "app.about",
+    "app.p2p.worker",
 }
 
 

@@ -15,6 +15,8 @@ from app.p2p.roster import Change, News, Worker
 _GIB = 1 << 30
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000.0
+_TINY = 1e-3
+"""Seconds, so that nothing is divided by none."""
 
 
 @dataclass(frozen=True)
@@ -98,26 +100,33 @@ def overview(workers: Sequence[Worker], failures: Sequence[Failure], now: float)
 
 
 class Traffics:
-    """The table of `connect`: what each worker is and what goes through its tunnel, and how fast."""
+    """The table of `connect`: what each worker is, what goes through its tunnel, and how fast."""
 
     def __init__(self) -> None:
         self._last: dict[int, tuple[float, Traffic]] = {}
 
     def table(self, rows: Sequence[tuple[Worker, TunnelView | None]], now: float) -> Table:
         """Rates are since the last call."""
-        headings = ("worker", "address", "tunnel", "device", "free / total", "rpc", "state", "sent", "received")
+        headings = ("worker", "tunnel", "device", "free / total", "rpc", "state", "traffic")
         return Table(headings, tuple(self._row(worker, tunnel, now) for worker, tunnel in rows))
 
     def _row(self, worker: Worker, tunnel: TunnelView | None, now: float) -> tuple[str, ...]:
-        known = (*_devices(worker.status.devices), worker.status.rpc, state(worker, now))
-        if tunnel is None:
-            return (worker.name, str(worker.address), "-", *known, "", "")
-        since, before = self._last.get(worker.place, (now, tunnel.traffic))
-        self._last[worker.place] = (now, tunnel.traffic)
-        passed = max(now - since, 1e-3)
-        sent = _amount(tunnel.traffic.to_peer, (tunnel.traffic.to_peer - before.to_peer) / passed)
-        received = _amount(tunnel.traffic.from_peer, (tunnel.traffic.from_peer - before.from_peer) / passed)
-        return (worker.name, str(worker.address), str(tunnel.port), *known, sent, received)
+        return (
+            f"{worker.name}\n{worker.address}",
+            str(tunnel.port) if tunnel else "-",
+            *_devices(worker.status.devices),
+            worker.status.rpc,
+            state(worker, now),
+            self._traffic(worker.place, tunnel.traffic, now) if tunnel else "",
+        )
+
+    def _traffic(self, place: int, traffic: Traffic, now: float) -> str:
+        since, before = self._last.get(place, (now, traffic))
+        self._last[place] = (now, traffic)
+        passed = max(now - since, _TINY)
+        sent = _amount(traffic.to_peer, (traffic.to_peer - before.to_peer) / passed)
+        received = _amount(traffic.from_peer, (traffic.from_peer - before.from_peer) / passed)
+        return f"sent {sent}\nreceived {received}"
 
 
 class Chronicle:

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import queue
+import secrets
 import shutil
 import socket
 import struct
@@ -39,7 +40,9 @@ HANG = 30.0
 """Seconds after which a test is taken to hang."""
 QUIET = 1.0
 """Seconds in which what must not come would have come: announcements take milliseconds."""
-TAG, OTHER_TAG = "0123456789abcdef" * 2, "f" * 32
+TAG, OTHER_TAG = secrets.token_hex(16), secrets.token_hex(16)
+RUN = secrets.token_hex(4)
+"""In every name, so that two runs of these tests on one machine do not hear each other."""
 GROUP = ("224.0.0.251", 5353)
 RESPONSE = 0x8400
 
@@ -146,20 +149,27 @@ def wire() -> Iterator[Wire]:
 def watch(wire: Wire) -> Iterator[Watch]:
     """One that has begun to listen."""
     with closing(Watch()) as watch:
-        wire.wait_for_question(SERVICE)
+        test = invented("test")
+        while not watch.present:
+            wire.say(test)
+            time.sleep(0.05)
+        watch.next("found")
+        wire.say(test, ttl=0)
+        watch.next("gone")
         yield watch
 
 
 def invented(worker_id: str, *addresses: str, label: str = "", port: int = 25052, **text: str | bytes) -> ServiceInfo:
+    label = label or f"{worker_id}-{RUN}"
     info = ServiceInfo(
         SERVICE,
         f"x.{SERVICE}",
         port,
         properties={"v": "1", "tag": TAG, "id": worker_id, "rpc": "7.0.0", **text},
-        server=f"{worker_id or 'x'}.local.",
+        server=f"{label}.local.",
         parsed_addresses=list(addresses or ("127.0.0.1",)),
     )
-    info.name = f"{label or worker_id}.{SERVICE}"  # this way anything goes
+    info.name = f"{label}.{SERVICE}"  # this way anything goes
     return info
 
 
@@ -249,7 +259,11 @@ def test_an_announcement_says_four_things_and_not_the_machine_s_name(wire: Wire)
         while not texts:
             data, message = wire.hear()
             heard += data
-            texts |= {record.text for record in message.answers() if isinstance(record, DNSText)}
+            texts |= {
+                answer.text
+                for answer in message.answers()
+                if isinstance(answer, DNSText) and TAG.encode() in answer.text
+            }
     info = ServiceInfo(SERVICE, f"x.{SERVICE}", 1, properties=texts.pop())
     assert info.properties == {b"v": b"1", b"tag": TAG.encode(), b"id": b"box-1", b"rpc": b"7.0.0"}
     assert platform.node().encode().lower() not in heard.lower()

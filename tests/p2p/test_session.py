@@ -22,6 +22,7 @@ from tests.p2p.program import command_line, environment, run, running
 TOKEN, OURS = new_token()
 OTHER_TOKEN, OTHER = new_token()
 
+ENDPOINT = re.compile(r"127\.0\.0\.1:(\d+)\r?$")
 SHOW = "import os, sys; print(os.environ['LLAMA_ARG_RPC'], os.environ['LLAMACPP_GRPC_SERVERS'], *sys.argv[1:])"
 
 
@@ -201,7 +202,7 @@ COUNT = """
 import signal, time
 count = []
 signal.signal(signal.SIGINT, lambda *_: count.append(1))
-print("ready", flush=True)
+print("counting", flush=True)
 while not count: time.sleep(0.05)
 time.sleep(1)
 print("interrupts:", len(count), flush=True)
@@ -212,14 +213,23 @@ def on_a_terminal(*words: object) -> tuple[int, int]:
     """Start it with a terminal of its own; process id and the terminal's other end."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, command_line(*words), environment(TOKEN))
+        os.execve(sys.executable, command_line(*words), environment(TOKEN, {"COLUMNS": "200", "TERM": "xterm"}))
     return pid, terminal
 
 
-def read_until(terminal: int, text: str) -> str:
+def interrupt(pid: int, terminal: int) -> None:
+    """Ctrl-C as a frozen program gets it: from the terminal, and then from its bootloader."""
+    os.write(terminal, b"\x03")
+    time.sleep(0.05)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)
+
+
+def read_until(terminal: int, text: str, then: str = "") -> str:
+    """What the terminal shows, up to `text` and then `then`."""
     seen = ""
     deadline = time.monotonic() + HANG
-    while text not in seen:
+    while then not in seen.partition(text)[2] or text not in seen:
         assert time.monotonic() < deadline, seen
         with suppress(OSError):
             seen += os.read(terminal, 4096).decode(errors="replace")
@@ -228,21 +238,25 @@ def read_until(terminal: int, text: str) -> str:
 
 def test_ctrl_c_reaches_the_command_once(one: FakeWorker) -> None:
     pid, terminal = on_a_terminal(*connect(one), "--workers", 1, "--", sys.executable, "-c", COUNT)
-    read_until(terminal, "ready")
-    os.write(terminal, b"\x03")
-    os.kill(pid, signal.SIGINT)  # as the bootloader of the frozen program does
-    assert "interrupts: 1\r" in read_until(terminal, "interrupts: ") + os.read(terminal, 100).decode()
+    read_until(terminal, "counting")
+    interrupt(pid, terminal)
+    assert "interrupts: 1\r\n" in read_until(terminal, "interrupts: ", "\n")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(terminal)
 
 
 def test_a_live_table_on_a_terminal(one: FakeWorker) -> None:
     pid, terminal = on_a_terminal(*connect(one), "--workers", 1)
-    seen = read_until(terminal, "received")  # the last heading
-    seen += read_until(terminal, "23.0 / 24.0 GiB")
-    assert re.search(r"127\.0\.0\.1:\d+\r\n", seen)
-    os.write(terminal, b"\x03")
-    os.kill(pid, signal.SIGINT)
+    seen = read_until(terminal, "traffic")  # a heading
+    [endpoint] = [found for line in seen.splitlines() if "," not in line for found in ENDPOINT.findall(line)][:1]
+    with socket.create_connection(("127.0.0.1", int(endpoint)), timeout=HANG) as client:
+        client.sendall(bytes(2_000_000))
+        while len(one.received) < 2_000_000:
+            client.recv(1 << 20)
+        seen += read_until(terminal, "2.0 MB")
+    for shown in ("box-1", str(one.address), endpoint, "CUDA0", "RTX 4090", "23.0 / 24.0 GiB", "7.0.0", "ready"):
+        assert shown in seen.partition("traffic")[2]
+    interrupt(pid, terminal)
     rest = read_until(terminal, "\x1b[?25h")
     assert "Traceback" not in seen + rest
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -340,7 +354,7 @@ def test_a_tunnel_that_breaks_is_told_of(one: FakeWorker) -> None:
     ("words", "error"),
     [
         (["--workers", "0"], "--workers must be 1 or more"),
-        (["--timeout", "0"], "--timeout must be more than 0"),
+        (["--timeout", "-1"], "--timeout must be more than 0"),
         (["--timeout", "nan"], "--timeout must be more than 0"),
         (["--base-port", "70000"], "--base-port must be from 1 to 65535"),
         (["--no-mdns"], "there is nowhere to look: --no-mdns and no --peer"),
