@@ -11,7 +11,7 @@ from pathlib import Path
 
 from builder.environment import LOCKS, fetch_source
 from builder.paths import BUILD
-from builder.steps import fail, once, say
+from builder.steps import fail, once, safe_members, say
 
 _INSIDE = "vendor/llama.cpp/"
 COMMIT = "0c1e57098"
@@ -65,12 +65,12 @@ def prepare(offline: Path | None) -> Source:
 def _unpack(archive: Path, target: Path) -> None:
     say("unpacking llama.cpp ...")
     shutil.rmtree(target, ignore_errors=True)
-    with tarfile.open(archive) as tar:
+    with safe_members(tarfile.open(archive)) as tar:
         for member in tar:
             _, _, inside = member.name.partition("/")
             if inside.startswith(_INSIDE):
                 member.name = inside.removeprefix(_INSIDE)
-                tar.extract(member, target, filter="data")
+                tar.extract(member, target)
 
 
 def _number(text: str, pattern: str) -> str:

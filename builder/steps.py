@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +41,12 @@ def digest(*parts: object, files: Iterable[Path] = ()) -> str:
         whole.update(f"{file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}\0".encode())
         whole.update(hashlib.sha256(file.read_bytes()).digest())
     return whole.hexdigest()
+
+
+def safe_members(tar: tarfile.TarFile) -> tarfile.TarFile:
+    """`tar`, set to refuse members that leave the target; Python before 3.11.4 has no such setting."""
+    tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+    return tar
 
 
 def once(name: str, key: str, products: Sequence[Path], make: Callable[[], None]) -> bool:

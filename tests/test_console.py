@@ -1,9 +1,12 @@
-"""Goal: the log goes to stderr from the chosen level on; an error is one line and its remedy another."""
+"""Goal: the log goes to stderr from the chosen level on; an error is two lines; a table suits its stream."""
 
 from __future__ import annotations
 
 import io
 import logging
+import os
+from collections.abc import Callable
+from typing import TextIO
 
 import pytest
 
@@ -26,3 +29,46 @@ def test_an_error_and_its_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_error("it broke", "mend it")
     console.print_error("it broke", "")
     assert capsys.readouterr() == ("", "error: it broke\nhint: mend it\nerror: it broke\n")
+
+
+TABLE = console.Table(("name", "device"), (("[red]box", "CUDA0\nCPU"), ("a", "CPU")))
+
+
+def test_a_table_is_aligned_where_no_terminal_is() -> None:
+    stream = io.StringIO()
+    console.print_table(TABLE, stream)
+    assert stream.getvalue().splitlines() == ["name      device", "[red]box  CUDA0", "          CPU", "a         CPU"]
+
+
+def on_a_terminal(draw: Callable[[TextIO], None]) -> str:
+    """What `draw` puts on a terminal."""
+    reading, writing = os.openpty()
+    with os.fdopen(writing, "w") as stream:
+        draw(stream)
+        stream.flush()
+        seen = os.read(reading, 1 << 16).decode()
+    os.close(reading)
+    return seen
+
+
+def test_a_table_on_a_terminal_takes_names_as_they_are() -> None:
+    seen = on_a_terminal(lambda stream: console.print_table(TABLE, stream))
+    assert "[red]box" in seen
+    assert "CUDA0" in seen
+
+
+def test_the_log_goes_above_a_live_table_and_back_to_where_it_was() -> None:
+    def draw(stream: TextIO) -> None:
+        console.start_logging("info", stream)
+        with console.live_table(stream) as show:
+            show(TABLE)
+            logging.getLogger("test").info("found [bold]box")
+            show(TABLE)
+        logging.getLogger("test").info("afterwards")
+
+    seen = on_a_terminal(draw)
+    log, _, below = seen.partition("found [bold]box")
+    assert below.count("CUDA0") >= 1, "the table is drawn again below the line"
+    assert log.count("CUDA0") >= 1
+    assert seen.rstrip().endswith("afterwards")
+    console.start_logging("info")

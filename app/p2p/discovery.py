@@ -16,8 +16,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from concurrent.futures import Future
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from threading import Event, Thread
@@ -236,12 +236,13 @@ class _Mdns:
         self._awake = Event()
         self._thread = Thread(target=self._run, name="mdns", daemon=True)
 
-    def _work(self, zeroconf: Zeroconf, changed: bool) -> None:
-        """Bring about what is wanted; `changed`: on other interfaces or addresses than before."""
+    def _work(self, zeroconf: Zeroconf) -> None:
+        """Bring about what is wanted."""
         raise NotImplementedError
 
     def _finish(self, zeroconf: Zeroconf) -> None:
-        """What is to be done before Zeroconf says goodbye and is closed."""
+        """Before `zeroconf` says goodbye and is closed."""
+        raise NotImplementedError
 
     def _wake(self) -> None:
         if self._enabled and not self._thread.is_alive() and not self._stopping:
@@ -264,9 +265,7 @@ class _Mdns:
             self._guard(self._step)
             if not self._stopping:
                 self._awake.wait(RESCAN)
-        if self._zeroconf is not None:
-            self._guard(partial(self._finish, self._zeroconf))
-            self._guard(self._zeroconf.close)
+        self._guard(self._shut)
 
     def _guard(self, step: Callable[[], None]) -> None:
         try:
@@ -284,23 +283,25 @@ class _Mdns:
 
     def _step(self) -> None:
         interfaces = _interfaces(self._named)
-        changed = interfaces != self._interfaces
-        if changed and self._zeroconf is not None:
-            # What changed is closed and opened again: zeroconf would keep a socket
-            # whose address is the same, though its interface may be another.
-            for these in ([one for one in interfaces if one in self._interfaces], interfaces):
-                senders = [sender for one in these for sender in one.senders()]
-                _call(self._zeroconf, self._zeroconf.async_update_interfaces(senders))
-        if interfaces and self._zeroconf is None:
-            self._zeroconf = _open([sender for one in interfaces for sender in one.senders()])
-        self._interfaces = interfaces
+        if interfaces != self._interfaces:
+            # Begin anew. What was heard on the old links is no hint any more, and
+            # while it is remembered nobody would say it again (RFC 6762, 7.1).
+            self._shut()
+            self._interfaces = interfaces
         if not interfaces:
             self._warn(f"no usable network interface{' of the given name' if self._named else ''}")
-        elif self._zeroconf is not None:
-            self._warn("")
-            if changed:
-                log.debug("mDNS on %s", ", ".join(one.name for one in interfaces))
-            self._work(self._zeroconf, changed)
+            return
+        if self._zeroconf is None:
+            self._zeroconf = _open([sender for one in interfaces for sender in one.senders()])
+            log.debug("mDNS on %s", ", ".join(one.name for one in interfaces))
+        self._warn("")
+        self._work(self._zeroconf)
+
+    def _shut(self) -> None:
+        zeroconf, self._zeroconf = self._zeroconf, None
+        if zeroconf is not None:
+            self._finish(zeroconf)
+            zeroconf.close()
 
 
 def _open(senders: list[str]) -> Zeroconf:
@@ -324,8 +325,8 @@ class _Statement:
     """What is announced at a time."""
 
     labels: tuple[str, ...]
+    """One for each network."""
     rpc: str
-    addresses: tuple[str, ...]
 
 
 class Announcer(_Mdns):
@@ -365,7 +366,7 @@ class Announcer(_Mdns):
     def announce(self, rpc: str) -> None:
         """Say that the worker serves llama.cpp's RPC protocol `rpc`, until `withdraw` or `close`."""
         labels = tuple(f"{self._worker_id}-{secrets.token_hex(4)}" for _ in self._tags)
-        self._wanted = _Statement(labels, rpc, ())
+        self._wanted = _Statement(labels, rpc)
         self._wake()
 
     def withdraw(self) -> None:
@@ -374,23 +375,15 @@ class Announcer(_Mdns):
         if self._thread.is_alive():
             self._wake()
 
-    def _work(self, zeroconf: Zeroconf, changed: bool) -> None:  # noqa: ARG002 - zeroconf announces on new interfaces
-        wanted = self._wanted
-        if wanted is not None:
-            own = [str(address.ip) for one in self._interfaces for address in one.addresses]
-            addresses = [self._advertised] if self._advertised else own[:MAX_ADDRESSES]
-            wanted = replace(wanted, addresses=tuple(addresses))
-        said, self._said = self._said, wanted
-        if wanted != said:
+    def _work(self, zeroconf: Zeroconf) -> None:
+        said, wanted = self._said, self._wanted
+        if said != wanted:
+            self._said = wanted
             _call(zeroconf, self._say(zeroconf, said, wanted))
 
     async def _say(self, zeroconf: Zeroconf, said: _Statement | None, wanted: _Statement | None) -> None:
         """In zeroconf's thread."""
         self._hush()
-        if said is not None and wanted is not None and said.labels == wanted.labels:
-            for info in self._infos(wanted):
-                self._announcing.append(asyncio.ensure_future(await zeroconf.async_update_service(info)))
-            return
         for info in self._infos(said):
             await zeroconf.async_unregister_service(info)
         for info in self._infos(wanted):
@@ -404,12 +397,15 @@ class Announcer(_Mdns):
         self._announcing.clear()
 
     def _finish(self, zeroconf: Zeroconf) -> None:
+        self._said = None
         if zeroconf.loop is not None:
             zeroconf.loop.call_soon_threadsafe(self._hush)
 
     def _infos(self, statement: _Statement | None) -> list[ServiceInfo]:
         if statement is None:
             return []
+        own = [str(address.ip) for one in self._interfaces for address in one.addresses]
+        addresses = [self._advertised] if self._advertised else own[:MAX_ADDRESSES]
         return [
             ServiceInfo(
                 SERVICE,
@@ -418,7 +414,7 @@ class Announcer(_Mdns):
                 properties={"v": str(self._protocol), "tag": tag, "id": self._worker_id, "rpc": statement.rpc},
                 server=f"{label}.local.",  # the machine's own name is nobody's business
                 other_ttl=_TTL,
-                parsed_addresses=list(statement.addresses),
+                parsed_addresses=addresses,
             )
             for label, tag in zip(statement.labels, self._tags, strict=True)
         ]
@@ -436,9 +432,9 @@ def _numeric(host: str) -> str:
 class Browser(_Mdns, ServiceListener):
     """Watches the workers that announce one of `tags`.
 
-    `found` is called with each sighting and with each change of one, `gone` when
-    it says goodbye, expires or makes room for a newer one: then drop the hint, and
-    no live connection. Both are called by a thread of zeroconf and should be quick.
+    `found` is called with each sighting and with each change of one; `gone` when it
+    says goodbye, expires, makes room for a newer one, or our own links change: then
+    drop the hint, and no live connection. Neither call may take long or call back.
     """
 
     def __init__(
@@ -455,7 +451,7 @@ class Browser(_Mdns, ServiceListener):
         self._found = found
         self._gone = gone
         self._sightings: dict[str, Sighting] = {}
-        self._asking: set[str] = set()
+        self._asking: dict[str, Future[bool]] = {}
         self._browser: ServiceBrowser | None = None
         self._ask_at = 0.0
 
@@ -463,18 +459,24 @@ class Browser(_Mdns, ServiceListener):
         """Begin to look."""
         self._wake()
 
-    def _work(self, zeroconf: Zeroconf, changed: bool) -> None:
+    def _work(self, zeroconf: Zeroconf) -> None:
         now = time.monotonic()
-        if changed or now >= self._ask_at:
-            self._finish(zeroconf)
-            # zeroconf tells a new browser all that it knows: new links are taken into account. Answers to one
-            # program would go astray where several on a machine share the port (RFC 6762, 15.1), hence QM.
+        if self._browser is not None and now >= self._ask_at:
+            self._browser.cancel()
+            self._browser = None
+        if self._browser is None:
+            # Answers for one program would go astray where several on a machine share the port (RFC 6762, 15.1).
             self._browser = ServiceBrowser(zeroconf, SERVICE, listener=self, question_type=DNSQuestionType.QM)
             self._ask_at = now + ASK_AGAIN
 
     def _finish(self, zeroconf: Zeroconf) -> None:  # noqa: ARG002 - the browser knows it
         if self._browser is not None:
             self._browser.cancel()
+            self._browser = None
+        for question in list(self._asking.values()):
+            question.cancel()
+        for name in [] if self._stopping else list(self._sightings):
+            self._lose(name)
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002 - zeroconf's signature
         """Called by zeroconf."""
@@ -526,10 +528,9 @@ class Browser(_Mdns, ServiceListener):
         name = info.name
         if name in self._asking or len(self._asking) >= MAX_QUESTIONS or zeroconf.loop is None:
             return
-        self._asking.add(name)
-        question = info.async_request(zeroconf, QUESTION_TIMEOUT_MS, DNSQuestionType.QM)
-        future = asyncio.run_coroutine_threadsafe(question, zeroconf.loop)
-        future.add_done_callback(lambda _: self._asking.discard(name))
+        request = info.async_request(zeroconf, QUESTION_TIMEOUT_MS, DNSQuestionType.QM)
+        question = self._asking[name] = asyncio.run_coroutine_threadsafe(request, zeroconf.loop)
+        question.add_done_callback(lambda _: self._asking.pop(name, None))
 
     def _read(self, info: ServiceInfo) -> Sighting | None:
         """What the announcement says; None when it is not of our network or not one of ours."""
