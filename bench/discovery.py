@@ -19,7 +19,8 @@ ROUNDS = 9
 MANY = 200
 _SEEN = """
 import json, sys, time
-from app.p2p.discovery import Announcer, Browser
+from app.p2p.announcer import Announcer
+from app.p2p.browser import Browser
 from threading import Event
 seen = Event()
 browser = Browser(["ab" * 16], lambda _: seen.set(), lambda _: None)
@@ -45,7 +46,7 @@ from app.p2p.lender import Lender
 from app.p2p.listening import listen
 from app.p2p.relay import About, Relay
 from app.p2p.server import Starting
-from app.p2p.discovery import SERVICE
+from app.p2p.mdns import SERVICE
 from app.p2p.token import network, parse
 class NoServer:
     state = Starting()

@@ -28,7 +28,7 @@ LAYERS = [
     ["app.p2p.membership", "app.p2p.server", "app.p2p.namespace", "app.p2p.systemd", "app.p2p.local_client"],
     [
         "app.p2p.channel",
-        "app.p2p.discovery",
+        "app.p2p.mdns",
         "app.p2p.signals",
         "app.p2p.keeper_process",
         "app.p2p.server_output",
@@ -36,7 +36,7 @@ LAYERS = [
     ],
     ["app.p2p.conversation", "app.p2p.keeper", "app.p2p.pump"],
     ["app.p2p.external", "app.p2p.supervisor", "app.p2p.lender", "app.p2p.link"],
-    ["app.p2p.dialer"],
+    ["app.p2p.dialer", "app.p2p.announcer", "app.p2p.browser"],
     ["app.p2p.relay", "app.p2p.roster", "app.p2p.tunnel"],
     ["app.p2p.command", "app.p2p.listing", "app.p2p.search"],
     ["app.p2p.session"],
@@ -49,7 +49,7 @@ LAYERS = [
 
 OWNERS = {
     "cryptography": {"app.p2p.token", "app.p2p.identity"},
-    "zeroconf": {"app.p2p.discovery"},
+    "zeroconf": {"app.p2p.mdns", "app.p2p.announcer", "app.p2p.browser"},
     "rich": {"app.console"},
     "argparse_dataclass": {"app.options", "app.cli"},
 }
@@ -64,6 +64,9 @@ NOT_MIRRORED = {
     "app.assets",
     "app.about",
     "app.p2p.worker",
+    "app.p2p.mdns",  # these three need each other: test_discovery.py
+    "app.p2p.announcer",
+    "app.p2p.browser",
 }
 
 

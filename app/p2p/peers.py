@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from app.errors import WorkerError, usage_error
 from app.options import DEFAULT_PORT
 
 MAX_FILE_CHARS = 1 << 20
+_HOST = re.compile(r"[^\s,/@\[\]]{1,253}")
 _HINT = "such as 10.0.0.5, box.lan:25052 or [fe80::1%eth0]:25052"
 
 
@@ -24,22 +27,19 @@ class Peer:
 
 
 def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> Peer:
-    """`host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address. Raises a usage error."""
-    text = text.strip()
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        valid = bool(bracket) and (not rest or rest.startswith(":"))
-        port = rest[1:] if rest else str(default_port)
-    elif text.count(":") > 1:
-        host, port, valid = text, str(default_port), True
+    """`host`, `host:port`, `[v6]:port`, `[v6]` or a bare IPv6 address. Raises a usage error."""
+    match = re.fullmatch(r"\[(?P<v6>[^\[\]]+)\](?::(?P<p6>.*))?|(?P<host>[^:]+)(?::(?P<port>[^:]*))?", text.strip())
+    if match is not None:
+        host, port = match["v6"] or match["host"], match["p6"] if match["v6"] else match["port"]
     else:
-        host, colon, port = text.partition(":")
-        valid = True
-        if not colon:
-            port = str(default_port)
-    if not (valid and host and not any(map(str.isspace, host)) and port.isascii() and port.isdigit()):
+        host, port = text.strip(), None
+    if (match is None or match["v6"]) and not _is_ipv6(host):
+        host = ""
+    if not _HOST.fullmatch(host):
         raise usage_error(f"{text!r} is no peer", _HINT)
-    if not 1 <= int(port) <= 65535:
+    if port is None:
+        return Peer(host, default_port)
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise usage_error(f"{text!r} is no peer: a port is a number from 1 to 65535", _HINT)
     return Peer(host, int(port))
 
@@ -65,3 +65,10 @@ def read_peers_file(path: Path) -> list[Peer]:
             except WorkerError as error:
                 raise WorkerError(f"{path}, line {number}: {error.message}", error.hint, error.code) from None
     return peers
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False

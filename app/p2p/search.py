@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from app.errors import ExitCode, WorkerError, usage_error
+from app.p2p.browser import Browser, Sighting
 from app.p2p.dialer import Candidate, Failure, Found
-from app.p2p.discovery import Browser, Sighting
 from app.p2p.frames import Hello, Purpose
 from app.p2p.identity import Authority
 from app.p2p.link import Address, Head, Problem, new_head

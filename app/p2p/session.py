@@ -97,6 +97,7 @@ class Session:
         started = newest = time.monotonic()
         known: set[tuple[int, bool]] = set()
         while True:
+            self._note_all(LOOK)
             there = [worker for worker in self._roster.workers() if worker.there and self._wants(worker)]
             free = [worker for worker in there if worker.status.state is State.READY]
             now = time.monotonic()
@@ -111,7 +112,11 @@ class Session:
                 raise only_refusals
             if late:
                 raise self._too_few(there, free)
-            event = self._next(LOOK)
+
+    def _note_all(self, timeout: float) -> None:
+        """Wait for events, and log all that have come. Raises _Stopped."""
+        while (event := self._next(timeout)) is not None:
+            timeout = 0.0
             if isinstance(event, Arrived) and event.number in ENDING:
                 raise _Stopped(event.number)
 

@@ -13,7 +13,7 @@ from app.embedded import Payload
 from app.errors import ExitCode, usage_error
 from app.options import P2pOptions
 from app.p2p import rpc, systemd
-from app.p2p.discovery import Announcer
+from app.p2p.announcer import Announcer
 from app.p2p.external import ExternalServer
 from app.p2p.frames import MAX_NAME, PROTOCOL
 from app.p2p.identity import Role, mint, server_context

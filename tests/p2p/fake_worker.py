@@ -130,6 +130,11 @@ class FakeWorker:
         for talk in list(self._controls):
             with suppress(ChannelError):
                 talk.send(Bye("the worker stops"))
+        self.close()
+
+    def close(self) -> None:
+        """End TLS as it should be, and say nothing."""
+        for talk in list(self._controls):
             talk.channel.close()
         self.kill()
 
@@ -146,14 +151,6 @@ class FakeWorker:
             for sock in self._sockets:
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-
-    def cut_data(self) -> None:
-        """Break the data connections and keep the control connections."""
-        with self._lock:
-            for sock in self._sockets[:]:
-                if sock not in {talk.channel._sock for talk in self._controls}:
-                    with suppress(OSError):
-                        sock.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         with suppress(OSError):

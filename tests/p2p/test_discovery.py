@@ -33,8 +33,9 @@ from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from app.errors import ExitCode, WorkerError
-from app.options import DEFAULT_PORT
-from app.p2p.discovery import MAX_SIGHTINGS, SERVICE, Announcer, Browser, Peer, Sighting, parse_peer, read_peers_file
+from app.p2p.announcer import Announcer
+from app.p2p.browser import MAX_SIGHTINGS, Browser, Sighting
+from app.p2p.mdns import SERVICE
 
 HANG = 30.0
 """Seconds after which a test is taken to hang."""
@@ -387,66 +388,6 @@ def test_nothing_is_left_over() -> None:
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
-@pytest.mark.parametrize(
-    ("text", "peer"),
-    [
-        ("box", Peer("box", DEFAULT_PORT)),
-        ("box.example:7", Peer("box.example", 7)),
-        (" 192.168.1.5:65535 ", Peer("192.168.1.5", 65535)),
-        ("[fd00::1]:7", Peer("fd00::1", 7)),
-        ("[fd00::1]", Peer("fd00::1", DEFAULT_PORT)),
-        ("fd00::1", Peer("fd00::1", DEFAULT_PORT)),
-        ("fe80::1%eth0", Peer("fe80::1%eth0", DEFAULT_PORT)),
-        ("[fe80::1%eth0]:7", Peer("fe80::1%eth0", 7)),
-    ],
-)
-def test_a_peer_as_users_write_it(text: str, peer: Peer) -> None:
-    assert parse_peer(text) == peer
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ":7",
-        "box:",
-        "box:0",
-        "box:65536",
-        "box:x",
-        "box:7:8",
-        "box:\u0661",
-        "http://box:7",
-        "a b",
-        "user@box",
-        "[box]:7",
-    ]
-    + ["[fd00::1", "[fd00::1]7", "[fd00::1]:", "[]:7", "fd00::1::2", "x" * 254],
-)
-def test_what_is_no_peer_is_a_usage_error(text: str) -> None:
-    with pytest.raises(WorkerError) as caught:
-        parse_peer(text)
-    assert caught.value.code == ExitCode.USAGE
-    assert caught.value.hint
-
-
-def test_a_file_of_peers(tmp_path: Path) -> None:
-    file = tmp_path / "peers"
-    file.write_text("# the cellar\n\nbox-1:7  # old\n[fd00::1]:8\r\nbox-1:7\n  box-2\n")
-    assert read_peers_file(file) == (Peer("box-1", 7), Peer("fd00::1", 8), Peer("box-2", DEFAULT_PORT))
-    file.write_text("")
-    assert read_peers_file(file) == ()
-
-
-@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"box:99999\n", b"x\n" * 40_000])
-def test_a_file_that_is_none_of_peers_is_a_usage_error(tmp_path: Path, content: bytes | None) -> None:
-    file = tmp_path / "peers"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(WorkerError) as caught:
-        read_peers_file(str(file))
-    assert caught.value.code == ExitCode.USAGE
-
-
 # Between namespaces: each side is a process of its own, as on two machines.
 
 IP = shutil.which("ip") or "/sbin/ip"
@@ -456,7 +397,7 @@ needs_namespaces = pytest.mark.skipif(
 
 WORKER = """
 import sys
-from app.p2p.discovery import Announcer
+from app.p2p.announcer import Announcer
 worker = Announcer("box-1", [sys.argv[1]], port=25052, protocol=1, interfaces=sys.argv[2:])
 for line in sys.stdin:
     worker.announce("7.0.0") if line == "announce\\n" else worker.withdraw()
@@ -466,7 +407,7 @@ worker.close()
 HEAD = """
 import json, logging, sys
 from dataclasses import asdict
-from app.p2p.discovery import Browser
+from app.p2p.browser import Browser
 say = lambda what, this: print(json.dumps([what, this]), flush=True)
 class Log(logging.Handler):
     def emit(self, record):
@@ -502,8 +443,8 @@ sys.stdin.read()
 
 INTERFACES = """
 import json, sys
-from app.p2p import discovery
-print(json.dumps([one.name for one in discovery._interfaces(sys.argv[1:])]))
+from app.p2p.interfaces import suitable
+print(json.dumps([one.name for one in suitable(sys.argv[1:])]))
 """
 
 

@@ -87,11 +87,14 @@ def test_a_quiet_link_lives_by_its_pings(worker: FakeWorker) -> None:
     assert followed.end() is Ended.SILENT
 
 
-@pytest.mark.parametrize(("end", "told"), [(FakeWorker.stop, Ended.BYE), (FakeWorker.kill, Ended.CUT)])
+@pytest.mark.parametrize(
+    ("end", "told"), [(FakeWorker.stop, Ended.BYE), (FakeWorker.kill, Ended.CUT), (FakeWorker.close, Ended.CUT)]
+)
 def test_a_stopped_worker_is_told_from_a_killed_one(
     worker: FakeWorker, end: Callable[[FakeWorker], None], told: Ended
 ) -> None:
     followed = Followed(dial(worker.address))
+    eventually(lambda: worker.controls)
     end(worker)
     assert followed.end() is told
 

@@ -28,7 +28,11 @@ def test_peers(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":5", "host:", "host:http", "host:0", "host:65536", "[::1", "[::1]5", "[]:5", "a b", "h:²"]
+    "text",
+    [
+        *("", ":5", "host:", "host:http", "host:0", "host:65536", "host:5:6", "[::1", "[::1]5", "[::1]:", "[]:5"),
+        *("a b", "h:\u0661", "http://box:7", "user@box", "[box]:7", "fd00::1::2", "x" * 254),
+    ],
 )
 def test_what_is_no_peer(text: str) -> None:
     with pytest.raises(WorkerError, match="is no peer") as caught:

@@ -11,8 +11,8 @@ import pytest
 
 from app.errors import ExitCode, WorkerError
 from app.options import ListOptions, fill
+from app.p2p.announcer import Announcer
 from app.p2p.dialer import Candidate, Failure, Found
-from app.p2p.discovery import Announcer
 from app.p2p.frames import PROTOCOL, Purpose
 from app.p2p.link import Address, LinkError, Problem
 from app.p2p.search import Search, not_found, refused

@@ -86,7 +86,14 @@ def test_with_a_number_it_waits_for_as_many(one: FakeWorker, two: FakeWorker) ->
 
 
 def test_with_a_number_it_takes_no_more(one: FakeWorker, two: FakeWorker) -> None:
+    one.status = two.status = BUSY
     with running(TOKEN, *connect(one, two), "--workers", 1) as head:
+        head.says("found: box-1")
+        head.says("found: box-2")
+        head.send(signal.SIGSTOP)  # so that it hears of both at once
+        one.tell(READY)
+        two.tell(READY)
+        head.send(signal.SIGCONT)
         assert len(endpoints(head.line())) == 1
 
 
