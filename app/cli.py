@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ def main(argv: list[str], p2p: P2pRoom, environ: Mapping[str, str] | None = None
     except WorkerError as error:
         console.print_error(error.message, error.hint)
         return int(error.code)
+    except KeyboardInterrupt:  # before a command minds its signals
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of our stdout has gone; nothing is left to tell it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

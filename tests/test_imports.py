@@ -20,7 +20,6 @@ LAYERS = [
         "app.p2p.token",
         "app.p2p.records",
         "app.p2p.procnet",
-        "app.p2p.interrupts",
         "app.p2p.interfaces",
         "app.p2p.peers",
     ],

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Thread
 
-from app.p2p.interrupts import SAME
-
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME = 0.5
+"""Seconds in which a second SIGINT is the same one: Ctrl-C reaches a onefile program twice within a
+millisecond, from the terminal and from the bootloader."""
 _SI_KERNEL = 0x80  # <asm-generic/siginfo.h>
 
 

@@ -12,12 +12,11 @@ from app import __version__, embedded, launch, onefile, payload, server_args
 from app.embedded import Payload
 from app.errors import ExitCode, usage_error
 from app.options import P2pOptions
-from app.p2p import rpc, systemd
+from app.p2p import rpc, signals, systemd
 from app.p2p.announcer import Announcer
 from app.p2p.external import ExternalServer
 from app.p2p.frames import MAX_NAME, PROTOCOL
 from app.p2p.identity import Role, mint, server_context
-from app.p2p.interrupts import on_interrupt
 from app.p2p.keeper import Keeper, start_keeper
 from app.p2p.lender import Lender
 from app.p2p.listening import listen, parse_address
@@ -25,14 +24,11 @@ from app.p2p.membership import join
 from app.p2p.records import clean
 from app.p2p.relay import About, Relay
 from app.p2p.server import Down, Failed, OnChange, Ready, RpcServer, ServerState
+from app.p2p.signals import Arrived
 from app.p2p.supervisor import Supervisor
 from app.p2p.worker_id import worker_id
 
 log = logging.getLogger(__name__)
-
-
-class _Stop:
-    """In the queue of events: the user wants an end."""
 
 
 def work(options: P2pOptions, extra: list[str] | None) -> int:
@@ -43,14 +39,16 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
     arguments = server_args.join(options.llama_cpp_args, extra)
     carried = embedded.payload()
     _check_arguments(arguments, carried)
-    events: SimpleQueue[ServerState | _Stop] = SimpleQueue()
-    on_interrupt(lambda: events.put(_Stop()))
+    events: SimpleQueue[ServerState | Arrived] = SimpleQueue()
     sys.unraisablehook = _log_unraisable
 
     listener = listen(*parse_address(options.listen, "--listen"))
     port: int = listener.getsockname()[1]
     identity = worker_id(options.id, options.instance, options.state_dir, port, os.environ)
-    keeper = None if options.no_runner else start_keeper(options.sandbox)  # no thread exists yet
+    # The keeper before any thread, and before signals are held back: it would pass that on to the server.
+    keeper = None if options.no_runner else start_keeper(options.sandbox)
+    signals.block()
+    signals.listen(events.put)
     try:
         lender = Lender()
 
@@ -142,12 +140,14 @@ def _about(options: P2pOptions, identity: str, carried: Payload, keeper: Keeper 
     )
 
 
-def _follow(events: SimpleQueue[ServerState | _Stop], announcer: Announcer) -> None:
+def _follow(events: SimpleQueue[ServerState | Arrived], announcer: Announcer) -> None:
     """Announce while the server is well; return when the user wants an end, raise when it has come without."""
     while True:
         event = events.get()
-        if isinstance(event, _Stop):
-            return
+        if isinstance(event, Arrived):
+            if event.number in signals.ENDING:
+                return
+            continue
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Ready):
