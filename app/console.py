@@ -42,10 +42,8 @@ def start_logging(level: str, stream: TextIO | None = None) -> None:
 
 
 def print_error(message: str, hint: str) -> None:
-    """`error: ...` and, where there is a remedy, `hint: ...`."""
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    """`error: ...` and, where there is a remedy, `hint: ...`; at one go, because other threads may be logging."""
+    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
 
 
 @dataclass(frozen=True)

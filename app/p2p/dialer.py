@@ -214,16 +214,15 @@ class Dialer:
     def _note(self, route: _Route, error: LinkError | None) -> None:
         """How the dial ended."""
         with self._changed:
-            complaint = error if str(error) != str(route.error) else None
             news = not route.tried or str(error) != str(route.error)
+            if news and error is not None:
+                self._complain(route.candidate, error)
             route.dialing, route.tried, route.error = False, True, error
             if error is None and not route.lost:
                 route.rests_since = self._clock()
             else:
                 self._postpone(route)
             self._changed.notify()
-        if complaint is not None:
-            self._complain(route.candidate, complaint)
         if news:
             self._tried()
 

@@ -140,6 +140,7 @@ class Link:
         self.address = greeting.address
         self.peer = greeting.peer
         self._talk = greeting.talk
+        self._leaving = False
         with _explained(self._talk.channel):
             self.hello = self._introduce(greeting, head)
         self.status = self.hello.status
@@ -190,10 +191,11 @@ class Link:
                         self.status = message
                         on_status(message)
         except PeerClosed:
-            return Ended.CUT  # no goodbye of the protocol's: its process has gone
+            # Without a goodbye of the protocol's, unless it answers ours: then its process has gone.
+            return Ended.CLOSED if self._leaving else Ended.CUT
         except ChannelError as error:
             log.debug("%s: %s", self.address, error)
-            return Ended.CLOSED if self._talk.channel.closed else Ended.CUT
+            return Ended.CLOSED if self._leaving else Ended.CUT
         except PeerError as error:
             log.warning("%s: it sent what is no message: %s", self.address, error)
             return Ended.WRONG
@@ -201,6 +203,7 @@ class Link:
 
     def close(self, reason: str = "") -> None:
         """Say goodbye and end it, from any thread."""
+        self._leaving = True
         with suppress(ChannelError):
             self._talk.send(Bye(reason))
         self._talk.channel.close()
