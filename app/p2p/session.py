@@ -107,7 +107,8 @@ class Session:
             late = now - started >= self._options.timeout
             if self._enough(there, free, late or now - newest >= QUIET):
                 return free[: self._options.workers]
-            only_refusals = None if there else refused(self._roster.failures())
+            anybody = any(worker.there for worker in self._roster.workers())
+            only_refusals = None if anybody else refused(self._roster.failures())
             if only_refusals and (late or now - started >= ONLY_REFUSALS):
                 raise only_refusals
             if late:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -131,8 +134,15 @@ def test_leftovers_of_killed_launchers_are_pruned(binary: Path, env: dict[str, s
     assert list(scratch.glob("_MEI*")) == []
 
 
+@pytest.fixture
+def outside_tmp() -> Iterator[Path]:
+    """A directory that is still there when /tmp is another one."""
+    with tempfile.TemporaryDirectory(prefix="worker-test-", dir="/var/tmp") as directory:
+        yield Path(directory)
+
+
 @needs_root
-def test_a_foreign_default_falls_back(binary: Path, env: dict[str, str], tmp_path: Path) -> None:
+def test_a_foreign_default_falls_back(binary: Path, env: dict[str, str], tmp_path: Path, outside_tmp: Path) -> None:
     """In a mount namespace whose /tmp/localai belongs to somebody else."""
     del env["BACKEND_ASSETS_PATH"]
     foreign = tmp_path / "foreign"
@@ -140,28 +150,16 @@ def test_a_foreign_default_falls_back(binary: Path, env: dict[str, str], tmp_pat
     for path in (foreign / "localai", foreign / "localai/backend_data"):
         os.chown(path, nobody, nobody)
     foreign.chmod(0o1777)
+    copy = shutil.copy(binary, outside_tmp / "worker")
     port = free_port()
-    script = f'mount --bind "{foreign}" /tmp && TMPDIR=/var/tmp exec "$@"'
-    command: list[str | Path] = [
-        "unshare",
-        "-m",
-        "sh",
-        "-c",
-        script,
-        "sh",
-        binary,
-        "llama-cpp-rpc",
-        "--",
-        "-p",
-        str(port),
-    ]
+    script = f'mount --bind "{foreign}" /tmp && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", copy, "llama-cpp-rpc", "--", "-p", str(port)]
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine lets us make no mount namespace")
-    home = Path("/var/tmp") / f"worker-home-{port}"
-    with serving(command, port, env | {"HOME": str(home), "XDG_CACHE_HOME": ""}):
-        assert list((home / ".cache/localai/backend_data").glob("*/backend-assets"))
+    own = {"HOME": str(outside_tmp), "TMPDIR": str(outside_tmp), "XDG_CACHE_HOME": ""}
+    with serving(command, port, env | own):
+        assert list((outside_tmp / ".cache/localai/backend_data").glob("*/backend-assets"))
     assert list((foreign / "localai/backend_data").iterdir()) == []
-    subprocess.run(["rm", "-rf", home], check=True)
 
 
 def test_version_tells_what_is_inside(binary: Path, small_binary: Path, env: dict[str, str], tree: Path) -> None:

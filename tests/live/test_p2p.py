@@ -347,19 +347,29 @@ def test_the_lease_against_real_clients(
 
         outputs = []
         command: list[str | Path] = [str(word).replace("{rpc}", rpc) for word in completion(clients, tiny_model)]
-        bench = benchmark(clients, tiny_model, rpc)
+        chat: list[str | Path] = [clients / "llama-cli", "-m", tiny_model, "--rpc", rpc, "-ngl", "99", "-c", "256"]
+        chat += ["-p", "The quick brown fox", "-n", "8", "--single-turn", "--simple-io", "--no-warmup"]
+        others = [chat, benchmark(clients, tiny_model, rpc)]
+        serve = [str(word).replace("{rpc}", rpc) for word in chat_server(clients, tiny_model)]
         subprocess.run(hosts[3].command(command), capture_output=True, timeout=LIMIT, check=True)
         asking = threading.Thread(target=ask)
         asking.start()
         try:
-            for _ in range(4):
+            for _ in range(3):
                 run = subprocess.run(hosts[3].command(command), capture_output=True, timeout=LIMIT, check=True)
                 outputs.append(run.stdout.decode(errors="replace"))
-                subprocess.run(hosts[3].command(bench), capture_output=True, timeout=LIMIT, check=True)
+                for other in others:
+                    client = hosts[3].command(other)
+                    subprocess.run(client, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=True)
+                server = subprocess.Popen(hosts[3].command(serve), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                _wait_for_port(hosts[3], 8080)
+                assert _ask_llama_server(hosts[3]).strip() == "8"
+                server.terminate()
+                server.wait(LIMIT)
         finally:
             stop.set()
             asking.join()
-        assert outputs == [expected] * 4
+        assert outputs == [expected] * 3
         assert refusals
         assert set(refusals) == {6}, "the second head got in between"
 

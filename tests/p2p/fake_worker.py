@@ -181,14 +181,15 @@ class FakeWorker:
 
     def _control(self, talk: Conversation, control: Control, key: str) -> None:
         self.heads.append(control)
-        talk.send(self._change_hello(replace(self._hello, status=self.status)))
-        # As the relay does it: what was opened last has the session.
-        self._controls[talk] = f"{key} {control.session}"
-        for other in self._controls:
-            if other is not talk and self._controls[other] == self._controls[talk]:
+        # As the relay does it: what was opened last has the session, and has it before the hello.
+        session = f"{key} {control.session}"
+        for other, held in list(self._controls.items()):
+            if held == session:
                 self._controls[other] = "replaced"
+        self._controls[talk] = session
         pinged = time.monotonic()
         try:
+            talk.send(self._change_hello(replace(self._hello, status=self.status)))
             while True:
                 if not self.mute and time.monotonic() > pinged + 1:
                     talk.send(Ping())

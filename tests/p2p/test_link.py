@@ -141,9 +141,7 @@ def test_a_worker_that_does_not_take_our_certificate_refuses_the_token(worker: F
 
 
 def test_nobody_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    assert problem(Address("127.0.0.1", port)) == (Problem.UNREACHABLE, "cannot be reached: connection refused")
+    assert problem(Address("127.0.0.1", 1)) == (Problem.UNREACHABLE, "cannot be reached: connection refused")
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 70, "10.0.0.1.2"])

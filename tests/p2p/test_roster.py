@@ -46,6 +46,10 @@ def announced(*addresses: Address, key: str = "announced", worker_id: str = "") 
     return Candidate(key, addresses, Found.MDNS, worker_id=worker_id)
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "app.p2p.roster"]
+
+
 @pytest.fixture
 def watched() -> Iterator[Watched]:
     made = Watched()
@@ -134,7 +138,7 @@ def test_a_worker_restarted_before_its_loss_was_noticed_is_not_its_own_clone(
             watched.roster.add(announced(second.address, key="after"))
             eventually(lambda: second.controls)
             assert watched.news() == [(News.FOUND, 0), (News.BACK, 0)]
-            assert not caplog.records
+            assert warnings(caplog) == []
 
 
 def test_clones_are_two_workers_with_one_warning(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,16 +150,16 @@ def test_clones_are_two_workers_with_one_warning(watched: Watched, caplog: pytes
         eventually(lambda: (News.LOST, place) in watched.news())
         with FakeWorker(OURS, "box-1", port=one.port):
             eventually(lambda: (News.BACK, place) in watched.news())
-        warnings = [record.getMessage() for record in caplog.records if "have one id" in record.getMessage()]
-        assert len(warnings) == 1
-        assert str(one.address) in warnings[0]
-        assert str(two.address) in warnings[0]
+        [warning] = warnings(caplog)
+        assert "have one id, box-1" in warning
+        assert str(one.address) in warning
+        assert str(two.address) in warning
 
 
 def test_two_workers_of_one_name_are_told_of(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     with FakeWorker(OURS, "id-1", "box") as one, FakeWorker(OURS, "id-2", "box") as two:
         watched.peers(one, two)
-        [warning] = [record.getMessage() for record in caplog.records]
+        [warning] = warnings(caplog)
         assert "two workers are called box" in warning
 
 

@@ -52,6 +52,11 @@ def connect(*workers: FakeWorker) -> list[object]:
     return words
 
 
+def at_once(*workers: FakeWorker) -> list[object]:
+    """The same for all of these, so that it does not wait for others."""
+    return [*connect(*workers), "--workers", len(workers)]
+
+
 def endpoints(line: str) -> list[tuple[str, int]]:
     assert re.fullmatch(r"127\.0\.0\.1:\d+(,127\.0\.0\.1:\d+)*", line)
     return [("127.0.0.1", int(word.partition(":")[2])) for word in line.split(",")]
@@ -144,7 +149,7 @@ def test_one_that_refuses_does_not_matter_where_another_serves(one: FakeWorker) 
 
 def test_different_rpc_protocols_are_named_before_anything_starts(one: FakeWorker) -> None:
     with FakeWorker(OURS, "id-2", "box-2", status=replace(READY, rpc="8.1.0")) as newer:
-        status, out, err = run(TOKEN, *connect(one, newer), "--", sys.executable, "-c", "print('ran')")
+        status, out, err = run(TOKEN, *at_once(one, newer), "--", sys.executable, "-c", "print('ran')")
     assert (status, out) == (1, [])
     assert "error: the workers speak different RPC protocols: box-1 7.0.0, box-2 8.1.0" in err
     assert one.asked == 0
@@ -152,7 +157,7 @@ def test_different_rpc_protocols_are_named_before_anything_starts(one: FakeWorke
 
 def test_only_and_exclude_choose_by_name_and_id(one: FakeWorker, two: FakeWorker) -> None:
     for words in (["--only", "box-2"], ["--only", "id-2"], ["--exclude", "box-1"], ["--exclude", "id-1"]):
-        with running(TOKEN, *connect(one, two), *words) as head:
+        with running(TOKEN, *connect(one, two), "--workers", 1, *words) as head:
             [endpoint] = endpoints(head.line())
             two.received.clear()
             ask(endpoint, b"two?")
@@ -168,7 +173,7 @@ def test_when_all_are_left_out_it_says_so(one: FakeWorker) -> None:
 
 def test_the_command_gets_the_line_where_it_looks_for_it(one: FakeWorker, two: FakeWorker) -> None:
     status, out, _ = run(
-        TOKEN, *connect(one, two), "--", sys.executable, "-c", SHOW, "--rpc", "{rpc}", "x{rpc}y", "a b", "Größe"
+        TOKEN, *at_once(one, two), "--", sys.executable, "-c", SHOW, "--rpc", "{rpc}", "x{rpc}y", "a b", "Größe"
     )
     assert status == 0
     line = out[0].split(" ")[0]
@@ -179,13 +184,13 @@ def test_the_command_gets_the_line_where_it_looks_for_it(one: FakeWorker, two: F
 def test_the_command_has_the_environment_of_the_user(one: FakeWorker) -> None:
     show = "import os; print(os.environ['LOCALAI_TOKEN'], os.environ['LD_LIBRARY_PATH'])"
     env = {"LD_LIBRARY_PATH": "/opt/theirs"}
-    status, out, _ = run(TOKEN, *connect(one), "--", sys.executable, "-c", show, env=env)
+    status, out, _ = run(TOKEN, *at_once(one), "--", sys.executable, "-c", show, env=env)
     assert (status, out) == (0, [f"{TOKEN} /opt/theirs"])
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143)])
 def test_it_ends_as_the_command_ends(one: FakeWorker, script: str, status: int) -> None:
-    assert run(TOKEN, *connect(one), "--workers", 1, "--", "sh", "-c", script)[0] == status
+    assert run(TOKEN, *at_once(one), "--", "sh", "-c", script)[0] == status
 
 
 def test_a_command_that_is_not_there_is_one_clear_error(one: FakeWorker) -> None:
@@ -198,7 +203,7 @@ def test_a_command_that_is_not_there_is_one_clear_error(one: FakeWorker) -> None
 def test_signals_are_passed_on_to_the_command(one: FakeWorker) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         script = f"trap 'echo caught; exit 9' {number.name[3:]}; echo ready; while :; do sleep 0.05; done"
-        with running(TOKEN, *connect(one), "--workers", 1, "--", "sh", "-c", script) as head:
+        with running(TOKEN, *at_once(one), "--", "sh", "-c", script) as head:
             assert head.line(0) == "ready"
             head.send(number)
             assert head.wait() == 9
@@ -244,7 +249,7 @@ def read_until(terminal: int, text: str, then: str = "") -> str:
 
 
 def test_ctrl_c_reaches_the_command_once(one: FakeWorker) -> None:
-    pid, terminal = on_a_terminal(*connect(one), "--workers", 1, "--", sys.executable, "-c", COUNT)
+    pid, terminal = on_a_terminal(*at_once(one), "--", sys.executable, "-c", COUNT)
     read_until(terminal, "counting")
     interrupt(pid, terminal)
     assert "interrupts: 1\r\n" in read_until(terminal, "interrupts: ", "\n")
@@ -253,7 +258,7 @@ def test_ctrl_c_reaches_the_command_once(one: FakeWorker) -> None:
 
 
 def test_a_live_table_on_a_terminal(one: FakeWorker) -> None:
-    pid, terminal = on_a_terminal(*connect(one), "--workers", 1)
+    pid, terminal = on_a_terminal(*at_once(one))
     seen = read_until(terminal, "traffic")  # a heading
     [endpoint] = [found for line in seen.splitlines() if "," not in line for found in ENDPOINT.findall(line)][:1]
     with socket.create_connection(("127.0.0.1", int(endpoint)), timeout=HANG) as client:
@@ -271,7 +276,7 @@ def test_a_live_table_on_a_terminal(one: FakeWorker) -> None:
 
 
 def test_two_interrupts_at_once_are_one_and_end_it_well(one: FakeWorker) -> None:
-    with running(TOKEN, *connect(one)) as head:
+    with running(TOKEN, *at_once(one)) as head:
         head.line()
         head.send(signal.SIGINT)
         head.send(signal.SIGINT)
@@ -292,7 +297,7 @@ def test_nohup_is_respected(one: FakeWorker) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    with running(TOKEN, *connect(one), preexec_fn=ignore) as head:
+    with running(TOKEN, *at_once(one), preexec_fn=ignore) as head:
         head.line()
         head.send(signal.SIGHUP)
         time.sleep(0.5)
@@ -301,7 +306,7 @@ def test_nohup_is_respected(one: FakeWorker) -> None:
 
 def test_the_command_does_not_outlive_a_head_that_is_killed(one: FakeWorker) -> None:
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    with running(TOKEN, *connect(one), "--workers", 1, "--", sys.executable, "-c", script) as head:
+    with running(TOKEN, *at_once(one), "--", sys.executable, "-c", script) as head:
         pid = int(head.line())
         head.process.kill()
         eventually(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
@@ -324,7 +329,7 @@ def test_a_new_worker_gets_a_tunnel_and_the_user_is_told_what_it_is_good_for(one
 
 def test_a_new_worker_of_another_protocol_is_left_out(one: FakeWorker, two: FakeWorker) -> None:
     two.stop_listening()
-    with running(TOKEN, *connect(one, two)) as head:
+    with running(TOKEN, *connect(one, two), "--workers", 1) as head:
         head.line()
         with FakeWorker(OURS, "id-2", "box-2", port=two.port, status=replace(READY, rpc="8.0.0")):
             head.says("box-2 speaks RPC 8.0.0, the others 7.0.0")
@@ -332,7 +337,7 @@ def test_a_new_worker_of_another_protocol_is_left_out(one: FakeWorker, two: Fake
 
 
 def test_the_log_follows_workers_and_the_port_stays(one: FakeWorker) -> None:
-    with running(TOKEN, *connect(one)) as head:
+    with running(TOKEN, *at_once(one)) as head:
         [endpoint] = endpoints(head.line())
         one.tell(BUSY)
         head.says("box-1 is busy: other-desk, 42 s")
@@ -346,7 +351,7 @@ def test_the_log_follows_workers_and_the_port_stays(one: FakeWorker) -> None:
 
 
 def test_a_tunnel_that_breaks_is_told_of(one: FakeWorker) -> None:
-    with running(TOKEN, *connect(one)) as head:
+    with running(TOKEN, *at_once(one)) as head:
         [endpoint] = endpoints(head.line())
         with socket.create_connection(endpoint, timeout=HANG) as client:
             client.sendall(b"x")
@@ -375,7 +380,7 @@ def test_mistakes_of_the_user(words: list[str], error: str) -> None:
 
 
 def test_the_token_is_nowhere(one: FakeWorker) -> None:
-    status, out, err = run(TOKEN, *connect(one), "--log-level", "trace", "--", "true")
+    status, out, err = run(TOKEN, *at_once(one), "--log-level", "trace", "--", "true")
     assert status == 0
     assert TOKEN not in "\n".join(out + err)
     assert any("fingerprint" in line for line in err)
@@ -384,7 +389,7 @@ def test_the_token_is_nowhere(one: FakeWorker) -> None:
 def test_stdout_that_nobody_reads(one: FakeWorker) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with running(TOKEN, *connect(one), stdout=writing) as head:
+    with running(TOKEN, *at_once(one), stdout=writing) as head:
         os.close(writing)
         assert head.wait() == 1
         assert "Traceback" not in "".join(head.err)

@@ -85,7 +85,7 @@ def is_closed(sock: socket.socket) -> bool:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records]
+    return [record.getMessage() for record in caplog.records if record.name == "app.p2p.tunnel"]
 
 
 def test_bytes_pass_both_ways_and_are_counted(setup: Setup, worker: FakeWorker) -> None:
