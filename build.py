@@ -107,6 +107,8 @@ def _parse() -> argparse.Namespace:
         arguments.what = Path(arguments.rest[0])
     elif arguments.rest and arguments.command not in ("test", "bench"):
         parser.error(f"{arguments.command} takes no {arguments.rest[0]!r}")
+    if arguments.command in ("test", "bench") and (arguments.no_p2p or arguments.target != platform.machine()):
+        parser.error(f"{arguments.command} takes neither --no-p2p nor --target: it builds all that it needs")
     if arguments.offline and not arguments.offline.is_dir():
         parser.error(f"--offline {arguments.offline}: no such directory; `python3 build.py fetch DIR` fills one")
     if arguments.offline:

@@ -11,7 +11,7 @@ from app import embedded, onefile
 from app.directories import open_private, opened, remove
 from app.errors import ExitCode, WorkerError
 from app.options import AssetsOptions
-from app.payload import base_directories, locked, verified
+from app.payload import base_directories, locked, readable_errors, verified
 from app.verify import Damaged
 
 _PAYLOAD_NAME = re.compile(r"[0-9a-f]{64}(\.tmp-[0-9a-f]{8}|\.damaged)?")
@@ -48,7 +48,7 @@ def run(options: AssetsOptions, extra: list[str] | None) -> int:  # noqa: ARG001
 def _prune(base: Path, keep: str) -> list[str]:
     """Remove every payload but `keep` that no process uses; the names of what went."""
     removed = []
-    with opened(open_private(base, create=False)) as base_fd, locked(base_fd, base):
+    with readable_errors(base), opened(open_private(base, create=False)) as base_fd, locked(base_fd, base):
         for name in sorted(os.listdir(base_fd)):
             if _PAYLOAD_NAME.fullmatch(name) and name != keep and _remove_unused(base_fd, name):
                 removed.append(name)

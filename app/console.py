@@ -13,15 +13,12 @@ if TYPE_CHECKING:  # it takes a tenth of a second, so who draws imports it
     from rich.console import Console
     from rich.table import Table as RichTable
 
-TRACE = 5
-"""One below DEBUG, for what happens on every connection."""
-
 _LEVELS = {
     "error": logging.ERROR,
     "warn": logging.WARNING,
     "info": logging.INFO,
     "debug": logging.DEBUG,
-    "trace": TRACE,
+    "trace": logging.DEBUG,  # the original has it; there is nothing below debug
 }
 
 
@@ -30,7 +27,6 @@ def start_logging(level: str, stream: TextIO | None = None) -> None:
 
     stdout stays free for what a program reads.
     """
-    logging.addLevelName(TRACE, "TRACE")
     logging.addLevelName(logging.WARNING, "WARN")
     logging.basicConfig(
         level=_LEVELS[level],

@@ -3,7 +3,7 @@
 What the server sees is the user's environment with these changes and no other:
 
 - what the bootloader set for itself is put back as the user had it
-  (`LD_LIBRARY_PATH` and its kind) or dropped (`_PYI*`, `_MEI*`);
+  (`LD_LIBRARY_PATH`) or dropped (`_PYI*`, `_MEI*`);
 - the token variables are dropped: the server has no use for the secret;
 - `backend-assets/lib` and `<assets>/lib`, where they exist, are appended to
   `LD_LIBRARY_PATH`, as LocalAI does; `LOCALAI_SKIP_LIBRARY_PATH` turns that off;
@@ -24,12 +24,12 @@ from typing import NoReturn
 
 from app import onefile
 from app.directories import UnsafeDirectory, open_private
+from app.options import TOKEN_VARIABLES
 from app.parent import die_with_parent
 from app.payload import LIBRARIES, Assets
 
-TOKEN_VARIABLES = ("LOCALAI_TOKEN", "LOCALAI_P2P_TOKEN", "TOKEN")
 _BOOTLOADER_PREFIXES = ("_PYI", "_MEI", "PYINSTALLER_")
-_LOADER_VARIABLES = ("LD_LIBRARY_PATH", "LD_PRELOAD")
+_LOADER_VARIABLES = ("LD_LIBRARY_PATH",)
 _ORIGINAL = "_ORIG"
 """PyInstaller keeps the user's value of a variable that it changed under this suffix."""
 _PATH_VARIABLES = ("LLAMA_CACHE", "XDG_CACHE_HOME", "GGML_BACKEND_PATH")
@@ -78,11 +78,13 @@ def server_command(assets: Assets, arguments: list[str], environ: Mapping[str, s
 
 
 def bind_to_parent() -> None:
-    """In the process that is about to exec: die with the parent, and leave no core file.
-
-    A core file would hold what the cluster computes.
-    """
+    """In the process that is about to exec: die with the parent, and leave no core file."""
     die_with_parent()
+    leave_no_core()
+
+
+def leave_no_core() -> None:
+    """For this process and its children: a core file would hold the token, or what the cluster computes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

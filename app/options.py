@@ -11,12 +11,16 @@ from typing import Any, Optional, TypeVar
 from app.errors import usage_error
 
 LOG_LEVELS = ("error", "warn", "info", "debug", "trace")
-DEFAULT_ASSETS_PATH = "/tmp/localai/backend_data"  # noqa: S108 - LocalAI's; payload.py defends it
+DEFAULT_ASSETS_PATH = "/tmp/localai/backend_data"  # noqa: S108 - LocalAI's; directories.py defends it
 DEFAULT_PORT = 25052
 """Where a worker's relay listens: outside Linux's ephemeral ports, so that a firewall rule can name it."""
 DEFAULT_BASE_PORT = 26001
 """The first loopback port of a head's tunnels, outside the ephemeral ports for the same reason."""
 
+TOKEN_VARIABLES = ("LOCALAI_TOKEN", "LOCALAI_P2P_TOKEN", "TOKEN")
+"""LocalAI's; the first that is not empty wins."""
+
+_MAX_SECONDS = 86_400.0
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -54,6 +58,31 @@ def _switch(*flags: str, help: str, env: Sequence[str] = ()) -> Any:
     """A flag without a value, off unless it is given or the environment says so."""
     notes = f" (environment: {', '.join(env)})" if env else ""
     return field(default=False, metadata={"args": list(flags), "help": help + notes, "env": tuple(env)})
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise ValueError
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= _MAX_SECONDS:  # neither infinite nor "nan"
+        raise ValueError
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+# What argparse calls them in its complaint.
+_port.__name__, _seconds.__name__, _count.__name__ = "port", "number of seconds", "number"
 
 
 def _split_list(text: str) -> tuple[str, ...]:
@@ -95,7 +124,7 @@ def _token() -> Any:
     return _option(
         "--token",
         help="the shared token; everybody on this machine sees a flag, so prefer --token-file or the environment",
-        env=("LOCALAI_TOKEN", "LOCALAI_P2P_TOKEN", "TOKEN"),
+        env=TOKEN_VARIABLES,
         metavar="TOKEN",
         secret=True,
     )
@@ -147,7 +176,7 @@ def _peers_file() -> Any:
 
 
 def _timeout() -> Any:
-    return _option("--timeout", help="seconds to wait for workers", metavar="S", fallback=30.0, convert=float)
+    return _option("--timeout", help="seconds to wait for workers", metavar="S", fallback=30.0, convert=_seconds)
 
 
 @dataclass(frozen=True)
@@ -195,7 +224,7 @@ class P2pOptions:
         help="seconds until rpc-server must answer after a start",
         metavar="S",
         fallback=60.0,
-        convert=float,
+        convert=_seconds,
     )
     no_runner: bool = _switch(
         "--no-runner",
@@ -214,7 +243,7 @@ class P2pOptions:
         help="the port of rpc-server (default: a free one)",
         env=("LOCALAI_RUNNER_PORT", "RUNNER_PORT"),
         metavar="PORT",
-        convert=int,
+        convert=_port,
     )
     backend_assets_path: Optional[str] = _assets_path()
     llama_cpp_args: Optional[str] = _llama_cpp_args()
@@ -228,7 +257,7 @@ class ConnectOptions:
     token: Optional[str] = _token()
     token_file: Optional[str] = _token_file()
     network_id: str = _network_id()
-    workers: Optional[int] = _option("--workers", help="wait for this many workers", metavar="N", convert=int)
+    workers: Optional[int] = _option("--workers", help="wait for this many workers", metavar="N", convert=_count)
     only: tuple[str, ...] = _option(
         "--only",
         help="use these workers only (name or id, repeatable)",
@@ -253,7 +282,7 @@ class ConnectOptions:
         help="the first loopback port of the tunnels",
         metavar="P",
         fallback=DEFAULT_BASE_PORT,
-        convert=int,
+        convert=_port,
     )
     log_level: str = _log_level()
 
@@ -267,7 +296,9 @@ class ListOptions:
     network_id: str = _network_id()
     json: bool = _switch("--json", help="print JSON")
     watch: bool = _switch("--watch", help="stay and show what changes")
-    timeout: float = _option("--timeout", help="seconds to look for workers", metavar="S", fallback=3.0, convert=float)
+    timeout: float = _option(
+        "--timeout", help="seconds to look for workers", metavar="S", fallback=3.0, convert=_seconds
+    )
     peer: tuple[str, ...] = _peer()
     peers_file: Optional[str] = _peers_file()
     no_mdns: bool = _no_mdns()
@@ -321,7 +352,7 @@ def fill(options: OptionsT, environ: Mapping[str, str]) -> OptionsT:
     """
     filled: dict[str, Any] = {}
     for spec in fields(options):  # type: ignore[arg-type]
-        if getattr(options, spec.name) not in (None, False):
+        if getattr(options, spec.name) is not (False if spec.type is bool else None):
             continue
         names = spec.metadata.get("env", ())
         name = next((name for name in names if environ.get(name)), None)

@@ -50,21 +50,11 @@ class Assets:
     base: Path
     path: Path
     fd: int
-    manifest: Manifest
 
     @property
     def server(self) -> Path:
         """The rpc-server."""
         return self.path / SERVER
-
-    def verify(self) -> None:
-        """Check every file again. Raises `WorkerError` (code 4)."""
-        try:
-            verify(self.fd, self.manifest)
-        except Damaged as damage:
-            raise WorkerError(
-                f"{self.path} was changed: {damage}", "the next start unpacks it anew", ExitCode.ASSETS
-            ) from None
 
 
 def base_directories(given: str | None, environ: Mapping[str, str]) -> list[Path]:
@@ -111,7 +101,7 @@ def verified(base: Path, wanted: Manifest) -> Assets:
 
 def _ensure_in(payload: Payload, base: Path) -> Assets:
     wanted = payload.manifest
-    with _readable_errors(base):
+    with readable_errors(base):
         with opened(open_private(base, create=True)) as base_fd:
             if os.fstatvfs(base_fd).f_flag & os.ST_NOEXEC:
                 raise UnsafeDirectory(
@@ -192,7 +182,7 @@ def _open_assets(base: Path, base_fd: int, wanted: Manifest) -> Assets:
     except BlockingIOError:
         os.close(fd)
         raise Damaged("it is being removed") from None
-    return Assets(base, base / wanted.digest, fd, wanted)
+    return Assets(base, base / wanted.digest, fd)
 
 
 def _set_aside(base_fd: int, digest: str) -> None:
@@ -224,7 +214,7 @@ def locked(base_fd: int, base: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _readable_errors(base: Path) -> Iterator[None]:
+def readable_errors(base: Path) -> Iterator[None]:
     """What the system refuses, and a broken archive, as one line with a remedy."""
     try:
         yield
@@ -235,7 +225,7 @@ def _readable_errors(base: Path) -> Iterator[None]:
             errno.EROFS: (f"{base} is read-only", "name a writable directory with BACKEND_ASSETS_PATH"),
         }
         reason = (error.strerror or str(error)).lower()
-        default = (f"cannot unpack to {base}: {reason}", "name another directory with BACKEND_ASSETS_PATH")
+        default = (f"cannot use {base}: {reason}", "name another directory with BACKEND_ASSETS_PATH")
         raise UnsafeDirectory(*reasons.get(error.errno or 0, default)) from error
     except (Damaged, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         raise WorkerError(

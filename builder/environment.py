@@ -12,7 +12,6 @@ from pathlib import Path
 from builder.paths import PYTHON, REQUIREMENTS, VENV
 from builder.steps import digest, fail, once, run
 
-OLDEST_PYTHON = (3, 11)
 LOCKS = {name: REQUIREMENTS / f"{name}.txt" for name in ("build", "app", "test", "source")}
 
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
@@ -20,9 +19,6 @@ _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
 def check_python() -> None:
     """End the build at once where this Python cannot make it."""
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < OLDEST_PYTHON:
-        fail(f"Python {version} is too old", "start build.py with Python 3.11 or newer, such as `python3.11 build.py`")
     if importlib.util.find_spec("ensurepip") is None:
         fail("this Python cannot make virtual environments", "install the package python3-venv of the distribution")
     if not _has_shared_library():

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from app.p2p import rpc
 from builder.paths import BUILD, DIST, PYTHON, ROOT, SPEC
 from builder.steps import digest, fail, once, run, say
 
@@ -112,13 +113,12 @@ def _self_test(binary: Path) -> None:
 
 
 def _answers_hello(port: int, server: subprocess.Popen[bytes]) -> bool:
-    hello = b"\x0e" + (24).to_bytes(8, "little") + bytes(24)  # RPC_CMD_HELLO, size, no capabilities
     deadline = time.monotonic() + _START_LIMIT
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-                client.sendall(hello)
-                return client.recv(8) == (28).to_bytes(8, "little")
-        except OSError:
+                rpc.hello(client, 5)
+                return True
+        except (OSError, rpc.RpcError):
             time.sleep(0.05)
     return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import platform
 import re
@@ -25,6 +27,7 @@ _HINT = "the lines above name the cause; `python3 build.py clean` starts from no
 EMULATOR = "qemu-aarch64-static"
 EMULATOR_ROOT = Path("/usr/aarch64-linux-gnu")
 """Where Debian puts the C library of another architecture (libc6-arm64-cross)."""
+_FACTS = "facts.json"
 UTIL = Path("backend-assets/util")
 SERVER = UTIL / "llama-cpp-rpc-server"
 
@@ -52,6 +55,9 @@ class Tree:
     compiler: str
     glibc: str
     libc_bundled: bool
+    llama_cpp: str
+    commit: str
+    rpc_protocol: str
 
 
 def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
@@ -70,7 +76,16 @@ def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
     key = digest(options, llama_cpp.sha256, files=[*NATIVE.iterdir(), *code])
     once(f"native-{tree.name}", key, [tree / SERVER], make)
     glibc = ".".join(map(str, newest_glibc(_files(tree / UTIL))))
-    return Tree(tree, options.target, _compiler_name(options, directory), glibc, options.bundle_libc)
+    return Tree(
+        tree,
+        options.target,
+        _compiler_name(options, directory),
+        glibc,
+        options.bundle_libc,
+        llama_cpp.version,
+        source.COMMIT,
+        llama_cpp.rpc_protocol,
+    )
 
 
 def build_clients(options: NativeOptions, llama_cpp: source.Source) -> Path:
@@ -88,11 +103,15 @@ def can_emulate() -> bool:
 
 
 def export(tree: Tree) -> Path:
-    """Write the staged tree as one archive, for `build.py --native` on the target itself."""
+    """Write the staged tree and what is known of it as one archive, for `build.py --native` on the target itself."""
     archive = DIST / f"worker-native-{tree.target}.tar.xz"
     DIST.mkdir(exist_ok=True)
+    facts = json.dumps({**vars(tree), "path": ""}).encode()
     with tarfile.open(archive, "w:xz") as tar:
         tar.add(tree.path / "backend-assets", "backend-assets")
+        member = tarfile.TarInfo(_FACTS)
+        member.size = len(facts)
+        tar.addfile(member, io.BytesIO(facts))
     return archive
 
 
@@ -100,12 +119,20 @@ def imported(archive: Path) -> Tree:
     """The tree that `export` wrote on another machine."""
     if not archive.is_file():
         fail(f"{archive} is missing", "`python3 build.py --target aarch64` makes it on another machine")
-    tree = BUILD / "tree" / f"imported-{digest(files=[archive])[:12]}"
-    if not (tree / SERVER).exists():
+    directory = BUILD / "imported" / digest(files=[archive])[:12]
+    if not (directory / _FACTS).exists():
         with safe_members(tarfile.open(archive)) as tar:
-            tar.extractall(tree)  # noqa: S202 - safe_members refuses what leaves it
-    glibc = ".".join(map(str, newest_glibc(_files(tree / UTIL))))
-    return Tree(tree, platform.machine(), "prebuilt", glibc, (tree / "backend-assets/lib/ld.so").exists())
+            tar.extractall(directory)  # noqa: S202 - safe_members refuses what leaves it
+    facts = json.loads((directory / _FACTS).read_text())
+    if facts["target"] != platform.machine():
+        fail(
+            f"{archive} is for {facts['target']}",
+            f"this machine is {platform.machine()}: take the archive to the target",
+        )
+    # The payload holds the assets alone.
+    tree = BUILD / "tree" / f"imported-{directory.name}"
+    shutil.copytree(directory / "backend-assets", tree / "backend-assets", dirs_exist_ok=True)
+    return Tree(**{**facts, "path": tree})
 
 
 def server_options(tree: Tree) -> tuple[ServerOption, ...]:

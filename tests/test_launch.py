@@ -40,6 +40,7 @@ def test_the_library_path_is_as_the_user_had_it(assets: Assets, monkeypatch: pyt
     frozen = {"LD_LIBRARY_PATH": "/tmp/_MEIabc:/opt/lib", "LD_LIBRARY_PATH_ORIG": "/opt/lib"}
     assert environment(assets, **frozen) == {"LD_LIBRARY_PATH": "/opt/lib"}
     assert environment(assets, LD_LIBRARY_PATH="/tmp/_MEIabc") == {}
+    assert environment(assets, LD_PRELOAD="/opt/mine.so") == {"LD_PRELOAD": "/opt/mine.so"}
 
 
 def test_the_token_does_not_reach_the_server(assets: Assets) -> None:

@@ -13,15 +13,16 @@ from tests.conftest import MakePayload
 
 
 def test_it_names_what_is_wrong_and_loses_no_descriptor(make_payload: MakePayload, base: Path) -> None:
-    assets = ensure(make_payload(), str(base), {})
+    payload = make_payload()
+    assets = ensure(payload, str(base), {})
     before = os.listdir("/proc/self/fd")
-    verify(assets.fd, assets.manifest)
+    verify(assets.fd, payload.manifest)
     (assets.path / "backend-assets/lib").mkdir()
     with pytest.raises(Damaged, match="backend-assets/lib does not belong there"):
-        verify(assets.fd, assets.manifest)
+        verify(assets.fd, payload.manifest)
     (assets.path / "backend-assets/lib").rmdir()
     assets.server.unlink()
     with pytest.raises(Damaged, match="llama-cpp-rpc-server is missing"):
-        verify(assets.fd, assets.manifest)
+        verify(assets.fd, payload.manifest)
     assert os.listdir("/proc/self/fd") == before
     os.close(assets.fd)

@@ -11,6 +11,7 @@ from contextlib import closing
 from app import onefile
 from app.console import live_table, print_table
 from app.errors import ExitCode, usage_error
+from app.launch import leave_no_core
 from app.options import ConnectOptions, ListOptions
 from app.p2p import signals
 from app.p2p.command import Command
@@ -27,15 +28,11 @@ def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     """Tunnels to the workers for as long as CMD runs, or until the user ends it. Raises WorkerError."""
     if extra == []:
         raise usage_error("there is no command after --", "leave -- away to get the line for --rpc")
-    if options.workers is not None and options.workers < 1:
-        raise usage_error("--workers must be 1 or more", "leave it away to take all that are there")
-    if not 1 <= options.base_port <= 65535:
-        raise usage_error("--base-port must be from 1 to 65535", "such as --base-port 26001")
-    _check_timeout(options.timeout)
     search = Search(options, Purpose.CONNECT)
     onefile.mark()
     mask = signals.block()
     command = Command(extra, os.environ, mask) if extra else None  # no thread exists yet
+    leave_no_core()  # ours only, not the command's
     events = Events()
     signals.listen(events.put)
     head = search.head()
@@ -48,9 +45,9 @@ def connect(options: ConnectOptions, extra: list[str] | None) -> int:
 
 def list_workers(options: ListOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
     """Show who is there. Raises WorkerError when nobody is."""
-    _check_timeout(options.timeout)
     search = Search(options, Purpose.LIST)
     onefile.mark()
+    leave_no_core()
     signals.block()
     events = Events()
     signals.listen(events.put)
@@ -64,11 +61,6 @@ def list_workers(options: ListOptions, extra: list[str] | None) -> int:  # noqa:
     if workers:
         return ExitCode.OK
     raise refused(failures) or not_found("no worker answered", [], failures)
-
-
-def _check_timeout(timeout: float) -> None:
-    if not timeout > 0:
-        raise usage_error("--timeout must be more than 0", "in seconds, such as --timeout 30")
 
 
 def _wait(options: ListOptions, roster: Roster, events: Events) -> None:

@@ -20,7 +20,7 @@ from app.errors import usage_error
 from app.p2p.token import Network
 
 ID_PATTERN = r"[A-Za-z0-9_-]{1,48}"
-"""A worker or head id. It is also an mDNS instance name: 63 bytes with what a conflict appends."""
+"""A worker or head id. An mDNS instance name, of at most 63 bytes, begins with it."""
 
 # Constant, so that every member signs the same CA certificate byte for byte;
 # for leaves too, so that a box without a clock can mint. Nobody checks them.

@@ -1,4 +1,4 @@
-"""Who may use the one-client server, until when: decisions only, the relay carries them out.
+"""Who may use the one-client server, until when: decisions only, `lender` carries them out.
 
 rpc-server serves one connection and lets a second one hang, while one head opens
 a dozen, one after the other, with gaps. So it is a head's *session* that gets
@@ -102,7 +102,7 @@ class _Session:
 
 
 class Lease(Generic[ConnectionT]):
-    """The state machine. Not locked: the relay calls it under its own lock.
+    """The state machine. Not locked: `lender` calls it under its own lock.
 
     `now` is any clock that never goes back, in seconds. A connection is any
     value that names one; `closed` must be called once for each, after both its

@@ -71,7 +71,7 @@ class Lender:
             self._note()
 
     def server_changed(self, state: ServerState) -> None:
-        """The supervisor's news."""
+        """News of the server."""
         with self._changed:
             ready = isinstance(state, Ready)
             actions = self._lease.server_ready() if ready else self._lease.server_lost(self._clock())

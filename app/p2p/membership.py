@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from app.errors import usage_error
+from app.options import TOKEN_VARIABLES
 from app.p2p.identity import Authority, authority
 from app.p2p.token import MAX_FILE_CHARS, Token, network, parse, parse_file
-
-_VARIABLES = ("LOCALAI_TOKEN", "LOCALAI_P2P_TOKEN", "TOKEN")
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def join(options: TokenOptions, environ: Mapping[str, str]) -> tuple[Authority, 
 
 
 def _find(options: TokenOptions, environ: Mapping[str, str]) -> tuple[tuple[Token, ...], str]:
-    variable = next((name for name in _VARIABLES if environ.get(name)), None)
+    variable = next((name for name in TOKEN_VARIABLES if environ.get(name)), None)
     from_flag = options.token is not None and (variable is None or options.token != environ[variable])
     if options.token_file is not None:
         if from_flag:

@@ -22,7 +22,7 @@ _REMEDIES = (
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
-        "AppArmor forbids it to programs without a profile: install the one in packaging/",
+        "AppArmor forbids it to programs without a profile: sysctl kernel.apparmor_restrict_unprivileged_userns=0",
     ),
     ("user/max_user_namespaces", "0", "allow user namespaces: sysctl user.max_user_namespaces=10000"),
     ("kernel/unprivileged_userns_clone", "0", "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1"),

@@ -53,6 +53,9 @@ def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
     with plain:
         try:
             plain.settimeout(None)
+            if plain.family != socket.AF_UNIX:
+                # rpc-server answers in pieces; with Nagle's algorithm each waits for the last one's ACK.
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sender.start()
             received = _receive(plain, channel, traffic)
             ends.append(received)

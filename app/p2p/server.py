@@ -9,6 +9,7 @@ from typing import Protocol
 
 from app.errors import WorkerError
 from app.p2p.frames import MAX_NAME, MAX_TEXT, Device
+from app.p2p.records import clean
 from app.p2p.rpc import DeviceName, Probe
 
 CHECK_LIMIT = 3.0
@@ -78,5 +79,7 @@ def describe(probe: Probe, names: Sequence[DeviceName | Device]) -> Ready:
     devices = []
     for number, memory in enumerate(probe.memory):
         known = names[number] if number < len(names) else DeviceName(f"device{number}", "")
-        devices.append(Device(known.name[:MAX_NAME], known.description[:MAX_TEXT], memory.total, memory.free))
+        devices.append(
+            Device(clean(known.name, MAX_NAME), clean(known.description, MAX_TEXT), memory.total, memory.free)
+        )
     return Ready(tuple(devices), probe.protocol)

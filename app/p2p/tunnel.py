@@ -147,7 +147,13 @@ class Tunnel:
                 continue
             with self._lock:
                 self._serving += 1
-            Thread(target=self._serve, args=(plain,), name=f"tunnel {self.port}", daemon=True).start()
+            try:
+                Thread(target=self._serve, args=(plain,), name=f"tunnel {self.port}", daemon=True).start()
+            except RuntimeError as error:  # no more threads
+                log.warning("cannot serve a local connection: %s", error)
+                plain.close()
+                with self._lock:
+                    self._serving -= 1
 
     def _lets_in(self, plain: socket.socket) -> bool:
         try:
@@ -177,7 +183,6 @@ class Tunnel:
     def _explained(self, plain: socket.socket, worker: Worker) -> str | None:
         """Serve one local program to its end; what went wrong, None for nothing."""
         try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return self._through(plain, worker)
         except LinkError as error:
             return f"{worker.name} {error}"

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 def work(options: P2pOptions, extra: list[str] | None) -> int:
     """Serve until SIGTERM or SIGINT; raises `WorkerError` when rpc-server cannot be kept running."""
     onefile.mark()
+    launch.leave_no_core()
     _check(options)
     authorities = join(options, os.environ)
     arguments = server_args.join(options.llama_cpp_args, extra)
@@ -89,8 +90,6 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
 def _check(options: P2pOptions) -> None:
     if options.no_runner and options.sandbox == "on":
         raise usage_error("--sandbox on cannot be had with --no-runner", "a server that you start is yours to sandbox")
-    if options.start_timeout <= 0:
-        raise usage_error("--start-timeout must be more than 0", "such as --start-timeout 60")
     if options.runner_address != "127.0.0.1" and not options.no_runner:
         log.warning("the runner address counts with --no-runner only; our own rpc-server is reached on loopback")
 

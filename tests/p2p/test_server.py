@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from app.p2p.frames import MAX_NAME, MAX_TEXT, Device, Status
 from app.p2p.frames import State as WorkerState
 from app.p2p.records import dump, load
@@ -33,8 +35,9 @@ def test_the_names_of_an_earlier_look_are_kept_and_the_memory_is_new() -> None:
     )
 
 
-def test_the_longest_names_fit_a_message() -> None:
-    ready = describe(TWO, [DeviceName("n" * 2 * MAX_NAME, "d" * 2 * MAX_TEXT)] * 2)
+@pytest.mark.parametrize("description", ["d" * 2 * MAX_TEXT, "a\ttab", "\x1b[2J"])
+def test_whatever_it_prints_fits_a_message(description: str) -> None:
+    ready = describe(TWO, [DeviceName("n" * 2 * MAX_NAME, description)] * 2)
     status = Status(WorkerState.READY, "", 0, ready.protocol, ready.devices)
 
     assert load(Status, dump(status)) == status
