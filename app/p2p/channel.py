@@ -72,6 +72,23 @@ class Channel:
         """For `identity.check_peer` once the handshake is done; never read or write through it."""
         return self._tls
 
+    def fileno(self) -> int:
+        """Of the socket; raises ChannelError once this side has closed."""
+        descriptor = self._sock.fileno()
+        if descriptor < 0:
+            raise self._broken()
+        return descriptor
+
+    def peer_gone(self) -> bool:
+        """Whether the peer has ended the connection, seen without reading; True also once this side has closed."""
+        try:
+            _wait_for(self._sock, select.POLLRDHUP, 0)
+        except TimeoutError:
+            return False
+        except (OSError, ValueError):
+            pass
+        return True
+
     @property
     def closed(self) -> bool:
         """Whether this side has closed."""

@@ -20,6 +20,8 @@ MAX_DELAY = 10.0
 """... up to this, for as long as it is known. A link that lasted longer was no failure."""
 FAREWELL = 60.0
 """Seconds that a worker is dialled whose link is lost and whose announcement is gone: mDNS alone may have failed."""
+SLOW = 1.0
+"""Seconds after which a turn of a candidate ends: the others wait for their dials."""
 MAX_WARNINGS = 20
 """Announced candidates whose failure is worth a warning; the rest is for the debug log."""
 UNRANKED = 1 << 30
@@ -163,7 +165,7 @@ class Dialer:
         while (route := self._next()) is not None:
             candidate = route.candidate
             try:
-                self._arrived(candidate, self._greet(candidate))
+                self._arrived(candidate, self._greet(candidate, route.failures))
             except LinkError as error:
                 self._note(route, error)
             except Exception:  # one candidate's trouble must not end the others' thread
@@ -189,11 +191,19 @@ class Dialer:
                 self._changed.wait(min((route.due - now for route in free), default=None))
             return None
 
-    def _greet(self, candidate: Candidate) -> Greeting:
-        """The worker that `candidate` means; where only another one answers, that. Raises LinkError."""
+    def _greet(self, candidate: Candidate, turn: int) -> Greeting:
+        """The worker that `candidate` means; where only another one answers, that. Raises LinkError.
+
+        Anybody can announce sixteen addresses that answer nothing: a turn ends with the
+        first slow one, and the next turn begins with the address behind it.
+        """
+        first = turn % len(candidate.addresses)
+        started = self._clock()
         errors: list[LinkError] = []
         other: Greeting | None = None
-        for address in candidate.addresses:
+        for address in candidate.addresses[first:] + candidate.addresses[:first]:
+            if errors and self._clock() - started > SLOW:
+                break
             try:
                 greeting = greet(address, self._head)
             except LinkError as error:

@@ -12,14 +12,19 @@ from app.p2p.frames import State, Status
 from app.p2p.lease import Action, Check, Connect, Decline, Drop, Lease, Refuse, Server, View
 from app.p2p.server import Ready, RpcServer, ServerState
 
+LOOK_INTERVAL = 0.5
+"""Seconds between looks whether a head still waits."""
+
 log = logging.getLogger(__name__)
 
 
 class Borrower:
     """A data connection that wants the server. `drop` ends it from any thread."""
 
-    def __init__(self, drop: Callable[[], None]) -> None:
+    def __init__(self, drop: Callable[[], None], gone: Callable[[], bool] = lambda: False) -> None:
+        """`gone`: whether the head has ended it while it waits."""
         self.drop = drop
+        self._gone = gone
         self._decided = Event()
         self._decision: Connect[Borrower] | Decline[Borrower] | Refuse[Borrower] | None = None
 
@@ -33,8 +38,10 @@ class Borrower:
         self._decided.set()
 
     def wait(self) -> Connect[Borrower] | Decline[Borrower] | Refuse[Borrower] | None:
-        """The decision; None when the connection is to end. It comes when the lease makes it come."""
-        self._decided.wait()
+        """The decision, when the lease makes it come; None when the connection is to end, or has ended."""
+        while not self._decided.wait(LOOK_INTERVAL):
+            if self._gone():
+                return None
         return self._decision
 
 
@@ -56,6 +63,7 @@ class Lender:
         self._lease: Lease[Borrower] = Lease()
         self._server: RpcServer | None = None
         self._stopping = False
+        self._checks = 0
         self._version = 0
         self._shown: _Shown | None = None
 
@@ -135,7 +143,7 @@ class Lender:
             return State.STARTING
         if view.holder:
             return State.BUSY
-        return State.CHECKING if view.server is Server.CHECKING else State.READY
+        return State.READY if view.server is Server.IDLE else State.CHECKING
 
     def _perform(self, actions: tuple[Action[Borrower], ...]) -> None:
         """Carry out `actions`, not holding the lock: closing and checking take their time."""
@@ -153,8 +161,13 @@ class Lender:
 
     def _check(self) -> tuple[Action[Borrower], ...]:
         assert self._server is not None, "a connection was lent before there was a server"
+        with self._changed:
+            self._checks += 1
+            this = self._checks
         self._server.check_after_lease()
         with self._changed:
+            if this != self._checks:
+                return ()  # it was started again and lent meanwhile: a newer check decides
             # Not its answer but what is so now: it may have been started again meanwhile.
             well = isinstance(self._server.state, Ready)
             actions = self._lease.server_ready() if well else self._lease.server_lost(self._clock())

@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from threading import Thread
@@ -104,13 +104,16 @@ class Greeting:
 
 def greet(address: Address, head: Head) -> Greeting:
     """Dial `address` and prove who is who; every connection begins so. Raises LinkError."""
-    try:
-        sock = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT)
-    except (OSError, UnicodeError) as error:  # a host name that cannot be one
-        reason = error.strerror if isinstance(error, OSError) else "no such name"
-        raise LinkError(Problem.UNREACHABLE, str(reason or error).lower()) from error
-    host, port = socket.getnameinfo(sock.getpeername(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-    channel = Channel(sock, head.context, server_side=False, server_hostname=head.tag)
+    with ExitStack() as dialling:
+        try:
+            sock = dialling.enter_context(socket.create_connection((address.host, address.port), CONNECT_TIMEOUT))
+            # It may have been reset by now: these fail too.
+            host, port = socket.getnameinfo(sock.getpeername(), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+            channel = Channel(sock, head.context, server_side=False, server_hostname=head.tag)
+        except (OSError, UnicodeError) as error:  # a host name that cannot be one
+            reason = error.strerror if isinstance(error, OSError) else "no such name"
+            raise LinkError(Problem.UNREACHABLE, str(reason or error).lower()) from error
+        dialling.pop_all()  # the channel has it
     talk = Conversation(channel)
     with _explained(channel):
         channel.handshake(HANDSHAKE_TIMEOUT)

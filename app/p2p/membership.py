@@ -62,6 +62,8 @@ def _read_file(path: Path) -> tuple[Token, ...]:
         with path.open(encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_mode & (stat.S_IRGRP | stat.S_IROTH):
                 log.warning("%s can be read by other users: chmod 600 %s", path, path)
+            if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise usage_error(f"{path} can be written by other users: the token may be theirs", f"chmod 600 {path}")
             text = file.read(MAX_FILE_CHARS + 1)
     except UnicodeDecodeError:
         raise usage_error(f"the token file {path} holds characters that no token has", "is it a binary file?") from None

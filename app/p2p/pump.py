@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +12,9 @@ from enum import Enum
 from threading import Thread
 
 from app.p2p.channel import BLOCK, Channel, ChannelCut, ChannelError
+
+UNREAD_LIMIT = 5.0
+"""Seconds that a local program has to read what came before the peer's end."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
         _wake(plain)
 
     sender = Thread(target=send, name="pump", daemon=True)
+    watch = os.dup(channel.fileno())  # ours, so that its number is not another's once the channel is closed
     with plain:
         try:
             plain.settimeout(None)
@@ -57,11 +63,12 @@ def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
                 # rpc-server answers in pieces; with Nagle's algorithm each waits for the last one's ACK.
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sender.start()
-            received = _receive(plain, channel, traffic)
+            received = _receive(plain, channel, traffic, watch)
             ends.append(received)
         finally:
             channel.close()
             _wake(plain)
+            os.close(watch)
         sender.join()
     # Who writes notices only that the channel broke; who reads finds the goodbye or the alert behind it.
     if ends[0] is PumpEnd.CUT and received is not PumpEnd.PLAIN_CLOSED:
@@ -82,11 +89,12 @@ def _send(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
     return PumpEnd.PLAIN_CLOSED
 
 
-def _receive(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
+def _receive(plain: socket.socket, channel: Channel, traffic: Traffic, watch: int) -> PumpEnd:
     view = memoryview(bytearray(BLOCK))
     try:
         while count := channel.read_into(view):
-            plain.sendall(view[:count])
+            if not _deliver(plain, view[:count], channel, watch):
+                return PumpEnd.STOPPED if channel.closed else PumpEnd.CUT
             traffic.from_peer += count
     except ChannelError as error:
         return _reason(channel, error)
@@ -94,6 +102,31 @@ def _receive(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEn
         log.debug("the local program's connection broke: %s", error)
         return PumpEnd.PLAIN_CLOSED
     return PumpEnd.PEER_CLOSED
+
+
+def _deliver(plain: socket.socket, view: memoryview, channel: Channel, watch: int) -> bool:
+    """Send all of `view` to the local program, however long it takes to read; False when the peer has gone meanwhile.
+
+    A server that hangs reads nothing for ever, and while we wait for it nobody reads
+    the channel. So the wait looks at both: at `watch`, the channel's socket, for its end.
+    """
+    patience: float | None = None
+    while view:
+        try:
+            view = view[plain.send(view, socket.MSG_DONTWAIT) :]
+            continue
+        except BlockingIOError:
+            pass
+        poll = select.poll()
+        poll.register(plain, select.POLLOUT)
+        if patience is None:
+            poll.register(watch, select.POLLRDHUP)
+        ready = dict(poll.poll(patience))
+        if plain.fileno() not in ready:
+            if channel.closed or patience is not None:
+                return False
+            patience = UNREAD_LIMIT * 1000  # what came before a clean end is delivered, if it is read at all
+    return True
 
 
 def _reason(channel: Channel, error: ChannelError) -> PumpEnd:

@@ -132,7 +132,13 @@ class Relay:
                 time.sleep(_ACCEPT_PAUSE)
 
     def _serve(self, sock: socket.socket, visit: Visit) -> None:
-        channel = Channel(sock, self._context, server_side=True)
+        try:
+            channel = Channel(sock, self._context, server_side=True)
+        except OSError as error:  # it has gone already
+            log.debug("%s: %s", visit.source, error)
+            sock.close()
+            self._gate.leave(visit)
+            return
         try:
             channel.handshake(first_byte=FIRST_BYTE_TIMEOUT)
             peer = check_peer(channel.tls)
@@ -191,7 +197,7 @@ class Relay:
             log.info("%s has left", control.name)
 
     def _lend(self, talk: Conversation, session: str) -> None:
-        borrower = Borrower(drop=talk.channel.close)
+        borrower = Borrower(drop=talk.channel.close, gone=talk.channel.peer_gone)
         decision = self._lender.borrow(session, borrower)
         if isinstance(decision, Decline):
             talk.send(Busy(decision.holder, int(decision.since)))

@@ -14,6 +14,7 @@ from app.console import live_table
 from app.errors import ExitCode, WorkerError
 from app.options import ConnectOptions
 from app.p2p.command import Command
+from app.p2p.dialer import Found
 from app.p2p.frames import Hello, State
 from app.p2p.listing import Chronicle, Traffics, TunnelView, state
 from app.p2p.roster import Change, News, Roster, Worker
@@ -24,7 +25,7 @@ from app.p2p.tunnel import Tunnels
 QUIET = 1.5
 """Seconds without a new worker after which those that are there are all, when no number was given."""
 ONLY_REFUSALS = 3.0
-"""Seconds in which somebody else than those who refuse the token may turn up."""
+"""Seconds in which somebody else than the peers that refuse the token may turn up."""
 REDRAW = 1.0
 """Seconds between two states of the live table."""
 LOOK = 0.1
@@ -109,7 +110,9 @@ class Session:
                 return free[: self._options.workers]
             anybody = any(worker.there for worker in self._roster.workers())
             only_refusals = None if anybody else refused(self._roster.failures())
-            if only_refusals and (late or now - started >= ONLY_REFUSALS):
+            # Anybody can announce what refuses: that must not end a search before its time.
+            named = all(failure.candidate.found is Found.PEER for failure in self._roster.failures())
+            if only_refusals and (late or (named and now - started >= ONLY_REFUSALS)):
                 raise only_refusals
             if late:
                 raise self._too_few(there, free)

@@ -201,7 +201,7 @@ def test_an_interrupt_shows_what_was_found() -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--timeout", "-1"], "--timeout must be more than 0"),
+        (["--timeout", "0"], "argument --timeout: invalid number of seconds value: '0'"),
         (["--no-mdns"], "there is nowhere to look: --no-mdns and no --peer"),
         (["--peer", "box:port"], "'box:port' is no peer"),
     ],

@@ -123,6 +123,17 @@ def test_a_lost_control_connection_drops_what_it_had(lender: Lender) -> None:
     assert isinstance(lender.borrow("b", borrower()), Connect)
 
 
+def test_a_connection_that_has_gone_waits_no_more(lender: Lender) -> None:
+    active = borrower()
+    lender.borrow("a", active)
+    for _ in range(3):
+        gone = Borrower(drop=lambda: None, gone=lambda: True)
+        assert lender.borrow("a", gone) is None
+        lender.give_back(gone)
+    lender.give_back(active)
+    assert isinstance(lender.borrow("a", borrower()), Connect)
+
+
 def test_changes_are_told_once(lender: Lender) -> None:
     seen = lender.wait_for_change(-1, 0)
     assert lender.wait_for_change(seen, 0.05) == seen

@@ -59,6 +59,13 @@ def test_from_a_file_of_two(file: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert f"chmod 600 {file}" in caplog.text
 
 
+def test_a_file_that_others_can_write_is_not_believed(file: Path) -> None:
+    file.write_text(ONE)
+    file.chmod(0o666)
+    with pytest.raises(WorkerError, match="can be written by other users"):
+        tags(token_file=str(file))
+
+
 def test_the_network_id_makes_another_network() -> None:
     assert tags({"TOKEN": ONE}, network_id="lab") == [tag(ONE, "lab")] != [tag(ONE)]
 

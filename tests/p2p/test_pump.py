@@ -10,6 +10,7 @@ import hashlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -269,3 +270,27 @@ def test_a_hundred_tunnels_leave_no_thread_and_no_descriptor() -> None:
         tunnel.worker_end.result(HANG)
         tunnel.close()
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+@pytest.mark.parametrize("how", ["the head goes", "it is stopped"])
+def test_a_backend_that_hangs_does_not_hold_the_tunnel_for_ever(
+    tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The server reads nothing while the head uploads: the worker's side blocks in mid-write.
+
+    Only so much is sent that the head's goodbye still gets through to the worker.
+    """
+    monkeypatch.setattr("app.p2p.pump.UNREAD_LIMIT", 0.2)
+    sent = 0
+    while tunnel.worker_traffic.from_peer == sent:
+        tunnel.client.sendall(bytes(MIB // 4))
+        sent += MIB // 4
+        deadline = time.monotonic() + 0.5
+        while tunnel.worker_traffic.from_peer < sent and time.monotonic() < deadline:
+            time.sleep(0.01)
+    if how == "the head goes":
+        tunnel.head.close()
+        assert tunnel.worker_end.result(HANG) is PumpEnd.CUT
+    else:
+        tunnel.worker.close()
+        assert tunnel.worker_end.result(HANG) is PumpEnd.STOPPED

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -350,6 +350,29 @@ def test_a_killed_server_comes_back_for_the_connection_that_waits(worker: Worker
         assert rpc_hello(again)[8] == 7
         data.channel.close()
         again.channel.close()
+
+
+def test_a_server_that_hangs_in_mid_upload_is_started_again_for_the_next_head(worker: Worker) -> None:
+    """It reads nothing, so the relay blocks in mid-write; the head leaves, and the lease must not stay."""
+    with Head(worker, "watcher").control(Purpose.LIST) as watching:
+        hello_of(watching)
+        with free(worker) as head:
+            data, answer = head.ask()
+            assert answer == Ok()
+            child = worker.server._child
+            assert child is not None
+            os.kill(child.pid, signal.SIGSTOP)
+            data.channel._sock.settimeout(1)
+            with suppress(ChannelError):
+                # SET_TENSOR of 64 MiB, which the server will not read.
+                data.channel.write(HELLO + b"\x06" + struct.pack("<Q", 64 << 20) + bytes(64 << 20))
+        until(watching, State.READY)
+        data.channel.close()
+    with free(worker) as head:
+        data, answer = head.ask()
+        assert answer == Ok()
+        assert rpc_hello(data)[8] == 7
+        data.channel.close()
 
 
 def test_stop_says_goodbye() -> None:

@@ -365,10 +365,10 @@ def test_a_tunnel_that_breaks_is_told_of(one: FakeWorker) -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--workers", "0"], "--workers must be 1 or more"),
-        (["--timeout", "-1"], "--timeout must be more than 0"),
-        (["--timeout", "nan"], "--timeout must be more than 0"),
-        (["--base-port", "70000"], "--base-port must be from 1 to 65535"),
+        (["--workers", "0"], "argument --workers: invalid number value: '0'"),
+        (["--timeout", "0"], "argument --timeout: invalid number of seconds value: '0'"),
+        (["--timeout", "nan"], "argument --timeout: invalid number of seconds value: 'nan'"),
+        (["--base-port", "70000"], "argument --base-port: invalid port value: '70000'"),
         (["--no-mdns"], "there is nowhere to look: --no-mdns and no --peer"),
         (["--"], "there is no command after --"),
     ],
