@@ -288,6 +288,7 @@ def test_a_backend_that_hangs_does_not_hold_the_tunnel_for_ever(
         deadline = time.monotonic() + 0.5
         while tunnel.worker_traffic.from_peer < sent and time.monotonic() < deadline:
             time.sleep(0.01)
+    tunnel.client.sendall(bytes(MIB))
     if how == "the head goes":
         tunnel.head.close()
         assert tunnel.worker_end.result(HANG) is PumpEnd.CUT
