@@ -273,25 +273,27 @@ def test_a_hundred_tunnels_leave_no_thread_and_no_descriptor() -> None:
 
 
 @pytest.mark.parametrize("how", ["the head goes", "it is stopped"])
-def test_a_backend_that_hangs_does_not_hold_the_tunnel_for_ever(
-    tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_backend_that_hangs_does_not_hold_the_tunnel_for_ever(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The server reads nothing while the head uploads: the worker's side blocks in mid-write.
 
     Only so much is sent that the head's goodbye still gets through to the worker.
     """
     monkeypatch.setattr("app.p2p.pump.UNREAD_LIMIT", 0.2)
-    sent = 0
-    while tunnel.worker_traffic.from_peer == sent:
-        tunnel.client.sendall(bytes(MIB // 4))
-        sent += MIB // 4
-        deadline = time.monotonic() + 0.5
-        while tunnel.worker_traffic.from_peer < sent and time.monotonic() < deadline:
-            time.sleep(0.01)
-    tunnel.client.sendall(bytes(MIB))
-    if how == "the head goes":
-        tunnel.head.close()
-        assert tunnel.worker_end.result(HANG) is PumpEnd.CUT
-    else:
-        tunnel.worker.close()
-        assert tunnel.worker_end.result(HANG) is PumpEnd.STOPPED
+    piece = 64 * 1024
+    plain, server = tcp_pair()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, piece)  # set, so that the kernel does not let them grow
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, piece)
+    with closing(Tunnel(sockets=[*tcp_pair(), *tcp_pair(), plain, server])) as tunnel:
+        sent = 0
+        while sent - tunnel.worker_traffic.from_peer < 2 * piece:
+            tunnel.client.sendall(bytes(piece))
+            sent += piece
+            deadline = time.monotonic() + 0.5
+            while tunnel.worker_traffic.from_peer < sent and time.monotonic() < deadline:
+                time.sleep(0.01)
+        if how == "the head goes":
+            tunnel.head.close()
+            assert tunnel.worker_end.result(HANG) is PumpEnd.CUT
+        else:
+            tunnel.worker.close()
+            assert tunnel.worker_end.result(HANG) is PumpEnd.STOPPED
