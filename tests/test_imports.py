@@ -35,7 +35,7 @@ LAYERS = [
     ],
     ["app.p2p.conversation", "app.p2p.keeper", "app.p2p.pump"],
     ["app.p2p.external", "app.p2p.supervisor", "app.p2p.lender", "app.p2p.link"],
-    ["app.p2p.dialer", "app.p2p.announcer", "app.p2p.browser"],
+    ["app.p2p.control", "app.p2p.dialer", "app.p2p.announcer", "app.p2p.browser"],
     ["app.p2p.relay", "app.p2p.roster", "app.p2p.tunnel"],
     ["app.p2p.command", "app.p2p.listing", "app.p2p.search"],
     ["app.p2p.session"],
@@ -63,6 +63,7 @@ NOT_MIRRORED = {
     "app.assets",
     "app.about",
     "app.p2p.worker",
+    "app.p2p.control",  # test_relay.py
     "app.p2p.mdns",  # these three need each other: test_discovery.py
     "app.p2p.announcer",
     "app.p2p.browser",

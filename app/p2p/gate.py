@@ -9,7 +9,9 @@ first, and an honest head needs its place for milliseconds only.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
+import time
 from contextlib import suppress
 from threading import Lock
 
@@ -19,6 +21,12 @@ MAX_STRANGERS_PER_SOURCE = 16
 """Of these, from one IPv4 address or one IPv6 /64, which is what one machine can choose from."""
 MAX_MEMBERS = 256
 """Connections that have: some heads with a control connection each, and one session's data connections."""
+
+
+REFUSALS_INTERVAL = 30.0
+"""Seconds between warnings about refused connections: whoever floods must not fill the log too."""
+
+log = logging.getLogger(__name__)
 
 
 class Visit:
@@ -96,3 +104,22 @@ def _source(address: str) -> str:
     if ip.ipv4_mapped:
         return str(ip.ipv4_mapped)
     return str(ipaddress.ip_network((ip, 64), strict=False))
+
+
+class Refusals:
+    """One warning for many refused connections."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._count = 0
+        self._next = 0.0
+
+    def note(self, source: str, reason: str) -> None:
+        """A connection from `source` was refused."""
+        log.debug("%s: %s", source, reason)
+        with self._lock:
+            self._count += 1
+            if (now := time.monotonic()) < self._next:
+                return
+            count, self._count, self._next = self._count, 0, now + REFUSALS_INTERVAL
+        log.warning("%d connection(s) without the right token refused, the last from %s", count, source)

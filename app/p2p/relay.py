@@ -16,26 +16,22 @@ from ssl import SSLContext
 from threading import Event, Lock, Thread
 
 from app.p2p.channel import FIRST_BYTE_TIMEOUT, Channel, ChannelError, ChannelRefused
+from app.p2p.control import ControlConnection
 from app.p2p.conversation import Conversation, PeerClosed
 from app.p2p.frames import (
-    PING_INTERVAL,
     PROTOCOL,
-    SILENCE_LIMIT,
     Busy,
-    Bye,
     Control,
     Data,
     Hello,
     Message,
     Ok,
     PeerError,
-    Ping,
-    Pong,
     Purpose,
     Refused,
     Welcome,
 )
-from app.p2p.gate import Gate, Visit
+from app.p2p.gate import Gate, Refusals, Visit
 from app.p2p.identity import Peer, PeerRefused, check_peer
 from app.p2p.lease import Connect, Decline, Refuse
 from app.p2p.lender import Borrower, Lender
@@ -51,8 +47,6 @@ DRAIN_TIMEOUT = 2.0
 GOODBYE_TIMEOUT = 1.0
 """Seconds for the heads to be told."""
 _ACCEPT_PAUSE = 0.1
-_REFUSALS_INTERVAL = 30.0
-"""Seconds between warnings about refused connections: whoever floods must not fill the log too."""
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +72,9 @@ class Relay:
         self._server = server
         self._lender = lender
         self._gate = Gate()
-        self._refusals = _Refusals()
+        self._refusals = Refusals()
         self._listeners: Sequence[socket.socket] = ()
-        self._controls: set[_ControlConnection] = set()
+        self._controls: set[ControlConnection] = set()
         self._lock = Lock()
         self._stopping = Event()
 
@@ -168,7 +162,7 @@ class Relay:
             self._lend(talk, session)
 
     def _control(self, talk: Conversation, session: str, control: Control) -> None:
-        connection = _ControlConnection(talk, self._lender)
+        connection = ControlConnection(talk, self._lender)
         log.info("%s (%s) is here to %s", control.name, control.version, control.purpose.value)
         if control.purpose is Purpose.CONNECT:
             self._lender.join(session, control.name, connection)
@@ -233,58 +227,3 @@ class Relay:
         )
         if end in (PumpEnd.CUT, PumpEnd.ERROR):
             log.warning("a data connection was %s", end.value)
-
-
-class _ControlConnection:
-    """One head's control connection: its thread listens, a second one tells what changes."""
-
-    def __init__(self, talk: Conversation, lender: Lender) -> None:
-        self._talk = talk
-        self._lender = lender
-
-    def start(self, hello: Hello) -> None:
-        """Say hello and keep the head informed."""
-        seen = self._lender.wait_for_change(-1, 0)
-        self._talk.send(hello)
-        Thread(target=self._inform, args=(seen,), name="inform", daemon=True).start()
-
-    def listen(self) -> None:
-        """Until the head leaves, or is silent for too long. Raises as `Conversation.receive`."""
-        while True:
-            message = self._talk.receive(Ping, Pong, Bye, timeout=SILENCE_LIMIT)
-            if isinstance(message, Bye):
-                return
-            if isinstance(message, Ping):
-                self._talk.send(Pong())
-
-    def say_bye(self, reason: str) -> None:
-        """The worker ends this connection on purpose."""
-        with suppress(ChannelError):
-            self._talk.send(Bye(reason))
-        self._talk.channel.close()
-
-    def _inform(self, seen: int) -> None:
-        with suppress(ChannelError):  # the listening thread notices too, and tells
-            while not self._talk.channel.closed:
-                now = self._lender.wait_for_change(seen, PING_INTERVAL)
-                self._talk.send(Ping() if now == seen else self._lender.status())
-                seen = now
-
-
-class _Refusals:
-    """One warning for many refused connections."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._count = 0
-        self._next = 0.0
-
-    def note(self, source: str, reason: str) -> None:
-        """A connection from `source` was refused."""
-        log.debug("%s: %s", source, reason)
-        with self._lock:
-            self._count += 1
-            if (now := time.monotonic()) < self._next:
-                return
-            count, self._count, self._next = self._count, 0, now + _REFUSALS_INTERVAL
-        log.warning("%d connection(s) without the right token refused, the last from %s", count, source)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.p2p.gate import MAX_MEMBERS, MAX_STRANGERS, MAX_STRANGERS_PER_SOURCE, Gate
+from app.p2p.gate import MAX_MEMBERS, MAX_STRANGERS, MAX_STRANGERS_PER_SOURCE, Gate, Refusals
 
 
 class Caller:
@@ -110,3 +110,12 @@ def test_make_room_sends_the_oldest_stranger_away(callers: list[Caller]) -> None
     gate.clear()
     assert member.sent_away
     assert second.sent_away
+
+
+def test_many_refusals_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals()
+    for number in range(100):
+        refusals.note(f"10.0.0.{number}", "token refused")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "1 connection(s) without the right token refused, the last from 10.0.0.0"
+    ]
