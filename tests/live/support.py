@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -118,14 +119,17 @@ def serving(
         process.wait(30)
 
 
-def generate(clients: Path, model: Path, rpc: str, *, tokens: int = 48, prompt: str = "The quick brown fox") -> str:
-    """Greedy text of llama-completion with every layer on the servers `rpc` (`host:port,...`)."""
-    command: list[str | Path] = [clients / "llama-completion", "-m", model, "--rpc", rpc, "-ngl", "99"]
-    command += ["-p", prompt, "-n", str(tokens), "--temp", "0", "--seed", "1", "-no-cnv", "--no-warmup", "-c", "256"]
-    command += ["--no-display-prompt", "--ignore-eos"]
-    result = subprocess.run(command, capture_output=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr[-2000:].decode(errors="replace")
-    return result.stdout.decode(errors="replace")
+def greedy(clients: Path, model: Path, rpc: str) -> list[str | Path]:
+    """The command that prints the greedy tokens of `model` with every layer on the servers `rpc` (`host:port,...`)."""
+    return [sys.executable, Path(__file__).with_name("greedy.py"), clients / "llama-server", model, rpc]
+
+
+def generate(clients: Path, model: Path, rpc: str) -> str:
+    """What `greedy` prints."""
+    result = subprocess.run(greedy(clients, model, rpc), capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count(",") == 47, result.stdout
+    return result.stdout
 
 
 def hidden_environment(**more: str) -> dict[str, str]:

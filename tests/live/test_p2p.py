@@ -30,6 +30,7 @@ from tests.live.support import (
     children,
     free_port,
     generate,
+    greedy,
     hidden_environment,
     serving,
     wait_for_hello,
@@ -187,10 +188,8 @@ def cluster(binary: Path, tmp_path: Path) -> Cluster:
 
 
 def completion(clients: Path, model: Path) -> list[str | Path]:
-    """llama-completion with every layer on the workers, as a command of `connect`."""
-    command: list[str | Path] = [clients / "llama-completion", "-m", model, "--rpc", "{rpc}", "-ngl", "99"]
-    command += ["-p", "The quick brown fox", "-n", "48", "--temp", "0", "--seed", "1", "-no-cnv", "--no-warmup"]
-    return [*command, "-c", "256", "--no-display-prompt", "--ignore-eos"]
+    """Greedy tokens with every layer on the workers, as a command of `connect`."""
+    return greedy(clients, model, "{rpc}")
 
 
 def benchmark(clients: Path, model: Path, rpc: str) -> list[str | Path]:
@@ -349,7 +348,8 @@ def test_the_lease_against_real_clients(
         command: list[str | Path] = [str(word).replace("{rpc}", rpc) for word in completion(clients, tiny_model)]
         chat: list[str | Path] = [clients / "llama-cli", "-m", tiny_model, "--rpc", rpc, "-ngl", "99", "-c", "256"]
         chat += ["-p", "The quick brown fox", "-n", "8", "--single-turn", "--simple-io", "--no-warmup"]
-        others = [chat, benchmark(clients, tiny_model, rpc)]
+        text: list[str | Path] = [clients / "llama-completion", *chat[1:-3], "-no-cnv", "--no-warmup"]
+        others = [chat, text, benchmark(clients, tiny_model, rpc)]
         serve = [str(word).replace("{rpc}", rpc) for word in chat_server(clients, tiny_model)]
         subprocess.run(hosts[3].command(command), capture_output=True, timeout=LIMIT, check=True)
         asking = threading.Thread(target=ask)
