@@ -24,6 +24,7 @@ import pytest
 from app.errors import WorkerError
 from app.launch import ServerCommand
 from app.p2p.keeper import Child, Keeper, KeeperLost, start_keeper
+from tests.p2p.processes import is_gone, shell, wait_until
 
 HANG_GUARD = 20.0
 """Seconds, generous: reached only when something never happens."""
@@ -41,11 +42,6 @@ def started(sandbox: str) -> Iterator[Keeper]:
         yield keeper
     finally:
         keeper.close()
-
-
-def shell(script: str) -> ServerCommand:
-    """A stand-in for rpc-server where the test is about how a program ends or what it is given."""
-    return ServerCommand(["/bin/bash", "-c", script, "stand-in"], {"PATH": os.defpath}, Path("/"))
 
 
 def dial(keeper: Keeper, child: Child) -> socket.socket:
@@ -70,23 +66,6 @@ def says_hello(connection: socket.socket) -> bool:
 def read_all(child: Child) -> str:
     with os.fdopen(child.output, errors="surrogateescape") as output:
         return output.read()
-
-
-def is_gone(pid: int) -> bool:
-    """Whether the process has ended, be it that nobody has reaped it yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + HANG_GUARD
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def descriptors(pid: int) -> int:

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -24,6 +23,7 @@ from app.p2p import rpc, supervisor
 from app.p2p.keeper import Keeper, start_keeper
 from app.p2p.server import Down, Failed, Ready, ServerState, Starting
 from app.p2p.supervisor import ATTEMPTS, FIRST_DELAY, LAST_LINES, MAX_DELAY, STEADY, Supervisor
+from tests.p2p.processes import is_gone, shell, wait_until
 
 HANG_GUARD = 30.0
 """Seconds, generous: reached only when something never happens."""
@@ -109,26 +109,6 @@ def watch(keeper: Keeper) -> Iterator[Callable[..., Watched]]:
     for watched in made:
         with suppress(RuntimeError):  # never started
             watched.supervisor.stop()
-
-
-def shell(script: str) -> ServerCommand:
-    return ServerCommand(["/bin/bash", "-c", script, "stand-in"], {"PATH": os.defpath}, Path("/"))
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + HANG_GUARD
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def answers(server: Supervisor) -> bool:
