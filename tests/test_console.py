@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -45,10 +46,12 @@ def on_a_terminal(draw: Callable[[TextIO], None]) -> str:
     reading, writing = os.openpty()
     with os.fdopen(writing, "w") as stream:
         draw(stream)
-        stream.flush()
-        seen = os.read(reading, 1 << 16).decode()
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO is how a terminal says that its other side has gone
+        while block := os.read(reading, 1 << 16):
+            seen += block
     os.close(reading)
-    return seen
+    return seen.decode()
 
 
 def test_a_table_on_a_terminal_takes_names_as_they_are() -> None:
