@@ -16,9 +16,9 @@ if sys.version_info < (3, 11):  # noqa: UP036 - told here, before an import fail
         "hint: start build.py with Python 3.11 or newer, such as `python3.11 build.py`"
     )
 
-from builder import checks, environment, freeze, native, package, source
+from builder import checks, cuda, debian, environment, freeze, native, package, software_gpu, source, vulkan
 from builder.paths import BUILD, DIST, ROOT
-from builder.steps import say
+from builder.steps import fail, say
 
 _EXAMPLES = """\
 commands:
@@ -31,6 +31,7 @@ commands:
 examples:
   python3 build.py                       the full file: dist/worker
   python3 build.py --no-p2p              the small one: dist/worker-nop2p
+  python3 build.py --gpu cuda            with CUDA in place of Vulkan: dist/worker-cuda
   python3 build.py --offline DIR         without a package index
   python3 build.py --target aarch64      the native part for another machine
 """
@@ -45,10 +46,9 @@ def main() -> None:
     environment.check_python()
     environment.prepare(arguments.offline, tests=arguments.command in ("test", "bench"))
     if arguments.command == "fetch":
-        environment.fetch(arguments.what)
-        say(f"{arguments.what} holds everything; next: python3 build.py --offline {arguments.what}")
+        _fetch(arguments)
         return
-    options = native.NativeOptions(arguments.target, arguments.compiler, arguments.bundle_libc)
+    options = _native_options(arguments)
     llama_cpp = source.prepare(arguments.offline)
     if arguments.target != platform.machine():
         archive = native.export(native.build(options, llama_cpp))
@@ -59,15 +59,17 @@ def main() -> None:
     tree = native.imported(arguments.native) if arguments.native else native.build(options, llama_cpp)
     payload = package.package(tree, llama_cpp)
     if arguments.command == "build":
-        suffix = "-libc" if tree.libc_bundled else ""
+        suffix = ("-cuda" if options.gpu == "cuda" else "") + ("-libc" if tree.libc_bundled else "")
         name = ("worker-nop2p" if arguments.no_p2p else "worker") + suffix
         binary = freeze.freeze(payload, p2p=not arguments.no_p2p, name=name)
+        if options.left_out:
+            say(options.left_out)
         say(f"{binary.relative_to(ROOT)} is ready; try: {binary.relative_to(ROOT)} version")
         return
-    with_libc = native.build(replace(options, bundle_libc=True), llama_cpp)
+    with_libc = native.build(replace(options, bundle_libc=True, gpu="none"), llama_cpp)
     aarch64 = None
     if arguments.command == "test" and native.can_emulate():
-        aarch64 = native.build(replace(options, target="aarch64"), llama_cpp).path
+        aarch64 = native.build(replace(options, target="aarch64", gpu="none", vulkan=None), llama_cpp).path
     built = checks.Built(
         full=freeze.freeze(payload, p2p=True, name="worker"),
         small=freeze.freeze(payload, p2p=False, name="worker-nop2p"),
@@ -75,11 +77,42 @@ def main() -> None:
         tree=tree.path,
         clients=native.build_clients(options, llama_cpp),
         aarch64_tree=aarch64,
+        software_gpu=software_gpu.prepare() if arguments.command == "test" and options.gpu == "vulkan" else {},
     )
     if arguments.command == "test":
         checks.test(built, arguments.rest)
     else:
         checks.bench(built, arguments.rest)
+
+
+def _native_options(arguments: argparse.Namespace) -> native.NativeOptions:
+    """What is to be compiled; `--gpu auto` is decided here."""
+    options = native.NativeOptions(arguments.target, arguments.compiler, arguments.bundle_libc, gpu=arguments.gpu)
+    if arguments.gpu == "cuda":
+        sdk = cuda.prepare(arguments.offline, arguments.cuda_arch, carry_cublas=arguments.carry_cublas)
+        return replace(options, cuda=sdk)
+    if arguments.gpu == "none" or arguments.native or arguments.bundle_libc:
+        return replace(options, gpu="none")
+    try:
+        return replace(options, gpu="vulkan", vulkan=vulkan.prepare(arguments.offline, arguments.debian_mirror))
+    except debian.Unavailable as error:
+        if arguments.gpu == "vulkan":
+            fail(f"Vulkan cannot be built: {error}", "or leave it out: python3 build.py --gpu none")
+        return replace(options, gpu="none", left_out=f"Vulkan was left out: {error}")
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    environment.fetch(arguments.what)
+    if arguments.gpu == "cuda":
+        environment.download("cuda", arguments.what)
+    elif arguments.gpu != "none":
+        try:
+            debian.fetch(arguments.what, arguments.debian_mirror)
+        except debian.Unavailable as error:
+            if arguments.gpu == "vulkan":
+                fail(str(error), "or leave it out: python3 build.py --gpu none fetch DIR")
+            say(f"without what Vulkan needs: {error}")
+    say(f"{arguments.what} holds everything; next: python3 build.py --offline {arguments.what}")
 
 
 def _parse() -> argparse.Namespace:
@@ -98,6 +131,15 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--target", choices=native.TARGETS, default=platform.machine(), help="which machine it is for")
     parser.add_argument("--native", type=Path, metavar="ARCHIVE", help="a native part made with --target elsewhere")
+    parser.add_argument(
+        "--gpu", choices=("auto", "none", "vulkan", "cuda"), default="auto",
+        help="the GPU backend (default: Vulkan, where what it needs can be had)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cuda-arch", default=cuda.ARCHITECTURES, metavar="LIST", help="for --gpu cuda, such as 86-real"
+    )
+    parser.add_argument("--carry-cublas", action="store_true", help="carry cuBLAS, some 300 MB, in dist/worker-cuda")
+    parser.add_argument("--debian-mirror", metavar="URL", help="where Vulkan's parts are fetched, if not as apt does")
     parser.add_argument("--bundle-libc", action="store_true", help="carry the C library too (CPU only)")
     parser.add_argument("--offline", type=Path, metavar="DIR", help="take every archive from DIR (see fetch)")
     arguments = parser.parse_args()
@@ -109,6 +151,10 @@ def _parse() -> argparse.Namespace:
         parser.error(f"{arguments.command} takes no {arguments.rest[0]!r}")
     if arguments.command in ("test", "bench") and (arguments.no_p2p or arguments.target != platform.machine()):
         parser.error(f"{arguments.command} takes neither --no-p2p nor --target: it builds all that it needs")
+    if arguments.bundle_libc and arguments.gpu in ("vulkan", "cuda"):
+        parser.error("--bundle-libc is for CPU only: a GPU driver would load the machine's own C library beside it")
+    if arguments.command in ("test", "bench") and arguments.gpu == "cuda":
+        parser.error(f"{arguments.command} builds the standard file; leave --gpu cuda out")
     if arguments.offline and not arguments.offline.is_dir():
         parser.error(f"--offline {arguments.offline}: no such directory; `python3 build.py fetch DIR` fills one")
     if arguments.offline:

@@ -23,6 +23,8 @@ def version(options: VersionOptions, extra: list[str] | None) -> int:  # noqa: A
         "target": native.target,
         "backends": native.backends,
         "cpu_variants": native.cpu_variants,
+        "cpu_variants_run": native.cpu_variants_run,
+        "gpu": native.gpu,
         "glibc": {"rpc-server": native.glibc, "launcher": about["glibc"]},
         "libc_bundled": native.libc_bundled,
         "compiler": native.compiler,
@@ -36,6 +38,8 @@ def version(options: VersionOptions, extra: list[str] | None) -> int:  # noqa: A
     print(f"worker {__version__} ({'with' if about['p2p'] else 'without'} p2p, {native.target})")
     print(f"llama.cpp {native.llama_cpp}, commit {native.commit}, RPC protocol {native.rpc_protocol}")
     print(f"backends: {', '.join(native.backends)}; CPU variants: {' '.join(native.cpu_variants)}")
+    if native.gpu:
+        print(f"GPU: {native.gpu}")
     print(f"needs: glibc {about['glibc']} or newer for this program, {libc} for rpc-server")
     print(f"built with: {native.compiler}, Python {about['python']}")
     print(f"payload: {manifest.digest}")

@@ -43,6 +43,10 @@ class Native:
     """The oldest glibc that the files run with."""
     compiler: str
     libc_bundled: bool
+    gpu: str
+    """What the GPU backend was compiled with, or why there is none; "" when none was asked for."""
+    cpu_variants_run: tuple[str, ...]
+    """Those that computed rightly on the building machine; it could not run the others."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def from_json(data: bytes) -> Manifest:
         if path.startswith("/") or not all(part not in ("", ".", "..") for part in path.split("/")):
             raise ValueError(f"unsafe path in the manifest: {path!r}")
     native: dict[str, Any] = plain["native"]
-    for name in ("backends", "cpu_variants"):
+    for name in ("backends", "cpu_variants", "cpu_variants_run"):
         native[name] = tuple(native[name])
     options = tuple(ServerOption(tuple(flags), value) for flags, value in plain["server_options"])
     return Manifest(files, options, Native(**native))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ class Built:
     clients: Path
     aarch64_tree: Path | None
     """None where nothing can start it."""
+    software_gpu: Mapping[str, str]
+    """The environment in which Vulkan finds a driver that needs no GPU; empty where there is none."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -38,6 +42,7 @@ class Built:
             "WORKER_TEST_AARCH64_TREE": str(self.aarch64_tree or ""),
             "WORKER_TEST_SERVER": str(self.tree / "backend-assets/util/llama-cpp-rpc-server"),
             "WORKER_TEST_CLIENTS": str(self.clients),
+            "WORKER_TEST_VULKAN_ENV": json.dumps(dict(self.software_gpu)),
         }
 
 

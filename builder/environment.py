@@ -12,7 +12,7 @@ from pathlib import Path
 from builder.paths import PYTHON, REQUIREMENTS, VENV
 from builder.steps import digest, fail, once, run
 
-LOCKS = {name: REQUIREMENTS / f"{name}.txt" for name in ("build", "app", "test", "source")}
+LOCKS = {name: REQUIREMENTS / f"{name}.txt" for name in ("build", "app", "test", "source", "cuda")}
 
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
@@ -39,11 +39,16 @@ def prepare(offline: Path | None, *, tests: bool) -> None:
 
 def fetch(target: Path) -> None:
     """Fill `target` with every archive that an offline build needs."""
-    target.mkdir(parents=True, exist_ok=True)
     for name in ("build", "app", "test"):
-        command = [PYTHON, *_PIP, "download", "--quiet", "--no-deps", "--require-hashes"]
-        run(f"fetching for {name}", [*command, "--dest", target, "--requirement", LOCKS[name]], hint=_index_hint)
+        download(name, target)
     fetch_source(target)
+
+
+def download(name: str, target: Path) -> None:
+    """Fetch the archives of one lock file into `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    command = [PYTHON, *_PIP, "download", "--quiet", "--no-deps", "--require-hashes"]
+    run(f"fetching for {name}", [*command, "--dest", target, "--requirement", LOCKS[name]], hint=_index_hint)
 
 
 def fetch_source(target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from app.p2p import rpc
@@ -43,11 +45,13 @@ def freeze(payload: Path, *, p2p: bool, name: str) -> Path:
             },
             hint="the lines above name the cause",
         )
-        _check_contents(work / "worker", p2p=p2p)
+        contents = _contents(work / "worker")
+        _check_contents(contents, p2p=p2p)
         _self_test(work / "worker")
         DIST.mkdir(exist_ok=True)
         (work / "worker").replace(target)
         say(f"{target}: {target.stat().st_size / 1e6:.1f} MB, tested")
+        _say_largest(contents)
 
     once(f"frozen-{name}", key, [target], make)
     return target
@@ -72,23 +76,38 @@ def _shims() -> Path:
     return directory
 
 
-def _check_contents(binary: Path, *, p2p: bool) -> None:
-    """End the build unless the frozen archive holds p2p exactly when it should."""
+def _contents(binary: Path) -> dict[str, int]:
+    """Everything in the file and its bytes there; modules are named as they are imported."""
     script = (
-        "import sys\n"
+        "import json, sys\n"
         "from PyInstaller.archive.readers import CArchiveReader\n"
         "archive = CArchiveReader(sys.argv[1])\n"
-        "names = [*archive.toc, *archive.open_embedded_archive('PYZ.pyz').toc]\n"
-        "print('\\n'.join(name.replace('/', '.') for name in names))\n"
+        "sizes = {name.replace('/', '.'): entry[1] for name, entry in archive.toc.items() if name != 'PYZ.pyz'}\n"
+        "modules = archive.open_embedded_archive('PYZ.pyz').toc\n"
+        "print(json.dumps(sizes | {name: entry[2] for name, entry in modules.items()}))\n"
     )
-    listed = subprocess.run([PYTHON, "-c", script, binary], capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
-    found = [name for name in listed if any(f"{name}.".startswith(f"{room}.") for room in _P2P_ONLY)]
-    if p2p and "app.p2p" not in listed:
+    listed = subprocess.run([PYTHON, "-c", script, binary], capture_output=True, text=True, check=True).stdout
+    sizes: dict[str, int] = json.loads(listed)
+    return sizes
+
+
+def _check_contents(contents: dict[str, int], *, p2p: bool) -> None:
+    """End the build unless the file holds p2p exactly when it should."""
+    found = [name for name in contents if any(f"{name}.".startswith(f"{room}.") for room in _P2P_ONLY)]
+    if p2p and "app.p2p" not in contents:
         fail("the full build holds no p2p", "does app/__main__.py still import it?")
     if not p2p and found:
         fail(f"the build without p2p holds {found[0]}", "which module of the small build imports it?")
+
+
+def _say_largest(contents: dict[str, int]) -> None:
+    """The ten largest things in the file; the modules of a package count together."""
+    packages: Counter[str] = Counter()
+    for name, size in contents.items():
+        is_module = ".so" not in name and not name.startswith("payload.")
+        packages[name.partition(".")[0] if is_module else name] += size
+    largest = (f"{name} {size / 1e6:.2f}" for name, size in packages.most_common(10))
+    say(f"largest, in MB as packed: {', '.join(largest)}")
 
 
 def _self_test(binary: Path) -> None:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from app.manifest import ServerOption
 from builder import bundled_libc, source
+from builder.cuda import CudaSdk
 from builder.elf import Elf, newest_glibc
 from builder.paths import BUILD, DIST, NATIVE, PYTHON, VENV
-from builder.steps import digest, fail, once, run, safe_members
+from builder.steps import digest, fail, once, run, safe_members, say
+from builder.vulkan import VulkanSdk
 
 GLIBC = (2, 28)
 """The oldest glibc that the native part must run with (RHEL 8, Debian 10)."""
@@ -28,8 +30,11 @@ EMULATOR = "qemu-aarch64-static"
 EMULATOR_ROOT = Path("/usr/aarch64-linux-gnu")
 """Where Debian puts the C library of another architecture (libc6-arm64-cross)."""
 _FACTS = "facts.json"
+_PROBE_LIMIT = 60.0
+"""Seconds for a CPU variant to compute a small thing."""
 UTIL = Path("backend-assets/util")
 SERVER = UTIL / "llama-cpp-rpc-server"
+PROBE = UTIL / "worker-probe"
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,24 @@ class NativeOptions:
 
     target: str
     compiler: str
-    bundle_libc: bool
+    bundle_libc: bool = False
+    gpu: str = "none"
+    """`none`, `vulkan` or `cuda`."""
+    vulkan: VulkanSdk | None = None
+    """Where there is one the build directory is set up for it, whether or not `gpu` asks for it."""
+    cuda: CudaSdk | None = None
+    left_out: str = ""
+    """Why there is no GPU backend, where the user did not choose so."""
 
     @property
     def name(self) -> str:
         """The name of its build directory."""
         return f"{self.target}-{self.compiler}"
+
+    @property
+    def tree_name(self) -> str:
+        """The name of the directory of its staged files."""
+        return self.name + (f"-{self.gpu}" if self.gpu != "none" else "") + ("-libc" if self.bundle_libc else "")
 
 
 @dataclass(frozen=True)
@@ -58,33 +75,48 @@ class Tree:
     llama_cpp: str
     commit: str
     rpc_protocol: str
+    gpu_sdk: str
+    """What its GPU backend was compiled with, or why there is none."""
+    cpu_variants_run: tuple[str, ...]
+    """The CPU variants that computed rightly on the building machine; the others it could not run."""
 
 
 def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
     """Compile and stage the payload's tree."""
     directory = BUILD / "native" / options.name
-    tree = BUILD / "tree" / (options.name + ("-libc" if options.bundle_libc else ""))
+    tree = BUILD / "tree" / options.tree_name
+    variants = tree.with_suffix(".variants.json")
 
     def make() -> None:
-        _compile(directory, options, llama_cpp, "payload")
         shutil.rmtree(tree, ignore_errors=True)
-        install = [VENV / "bin/cmake", "--install", directory, "--component", "payload", "--prefix", tree]
-        run(f"staging the native part for {options.name}", install, hint=_HINT)
+        _compile(directory, options, llama_cpp, "payload")
+        _stage(directory, "payload", tree)
+        if options.gpu == "vulkan":
+            _stage(directory, "vulkan", tree)
+        elif options.cuda is not None:
+            own = directory.with_name(f"{options.name}-cuda-{options.cuda.architectures}")
+            _compile(own, options, llama_cpp, "cuda")
+            _stage(own, "cuda", tree)
+            options.cuda.add_libraries(tree)
         _mend_and_check(tree, options)
+        variants.write_text(json.dumps(_run_variants(tree, options)))
 
-    code = [HERE / name for name in ("native.py", "elf.py", "bundled_libc.py")]
+    code = [HERE / name for name in ("native.py", "elf.py", "bundled_libc.py", "cuda.py")]
     key = digest(options, llama_cpp.sha256, files=[*NATIVE.iterdir(), *code])
-    once(f"native-{tree.name}", key, [tree / SERVER], make)
+    once(f"native-{tree.name}", key, [tree / SERVER, variants], make)
     glibc = ".".join(map(str, newest_glibc(_files(tree / UTIL))))
+    sdk = options.vulkan if options.gpu == "vulkan" else options.cuda
     return Tree(
-        tree,
-        options.target,
-        _compiler_name(options, directory),
-        glibc,
-        options.bundle_libc,
-        llama_cpp.version,
-        source.COMMIT,
-        llama_cpp.rpc_protocol,
+        path=tree,
+        target=options.target,
+        compiler=_compiler_name(options, directory),
+        glibc=glibc,
+        libc_bundled=options.bundle_libc,
+        llama_cpp=llama_cpp.version,
+        commit=source.COMMIT,
+        rpc_protocol=llama_cpp.rpc_protocol,
+        gpu_sdk=sdk.name if sdk is not None and options.gpu != "none" else options.left_out,
+        cpu_variants_run=tuple(json.loads(variants.read_text())),
     )
 
 
@@ -148,23 +180,61 @@ def server_options(tree: Tree) -> tuple[ServerOption, ...]:
 
 
 def _compile(directory: Path, options: NativeOptions, llama_cpp: source.Source, what: str) -> None:
-    """Configure and build `what`, the payload or the clients. Both go on where an earlier run ended."""
+    """Configure and build the target `what` of native/CMakeLists.txt. Both go on where an earlier run ended."""
     command: list[object] = [VENV / "bin/cmake", "--fresh", "-G", "Ninja", "-S", NATIVE, "-B", directory]
     command += [f"-DCMAKE_MAKE_PROGRAM={VENV / 'bin/ninja'}", f"-DLLAMA_CPP_SOURCE={llama_cpp.path}"]
     command += ["-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={source.COMMIT}"]
-    command += [f"-DWORKER_CLIENTS={'ON' if what == 'clients' else 'OFF'}"]
-    if options.compiler == "zig":
+    if what == "cuda" and options.cuda is not None:
+        command += ["-DWORKER_CUDA=ON", *options.cuda.cmake_options]
+    elif options.compiler == "zig":
         command += [f"-DCMAKE_TOOLCHAIN_FILE={NATIVE / 'zig-toolchain.cmake'}", f"-DZIG={_zig()}"]
         command += [f"-DZIG_TARGET={options.target}-linux-gnu.{'.'.join(map(str, GLIBC))}"]
-    configured = f"configured-{what}-{options.name}"
+    if what == "clients":
+        command += ["-DWORKER_CLIENTS=ON"]
+    elif what != "cuda" and options.vulkan is not None:
+        command += ["-DWORKER_VULKAN=ON", *options.vulkan.cmake_options]
     once(
-        configured,
+        f"configured-{directory.parent.name}-{directory.name}",
         digest(command, files=NATIVE.iterdir()),
         [directory / "build.ninja"],
-        lambda: run(f"configuring the {what} for {options.name}", command, env=_environment(), hint=_HINT),
+        lambda: run(f"configuring {directory.name}", command, env=_environment(), hint=_HINT),
     )
     build_command = [VENV / "bin/cmake", "--build", directory, "--target", what]
     run(f"compiling the {what} for {options.name} (minutes)", build_command, env=_environment(), hint=_HINT)
+
+
+def _stage(directory: Path, component: str, tree: Path) -> None:
+    install = [VENV / "bin/cmake", "--install", directory, "--component", component, "--prefix", tree]
+    run(f"staging the {component} of {directory.name}", install, hint=_HINT)
+
+
+def _run_variants(tree: Path, options: NativeOptions) -> list[str]:
+    """Let each CPU variant compute something, in a process of its own; what this machine can run must be right."""
+    if options.target != platform.machine():
+        say(f"CPU variants: not run, this machine is {platform.machine()}")
+        return []
+    ran, unable = [], []
+    for file in sorted((tree / UTIL).glob("libggml-cpu-*.so")):
+        loader = [tree / bundled_libc.LIBRARIES / "ld.so"] if options.bundle_libc else []
+        command = list(map(str, [*loader, tree / PROBE, "load", file]))
+        try:
+            probe = subprocess.run(
+                command, cwd=tree / UTIL, capture_output=True, text=True, timeout=_PROBE_LIMIT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            fail(f"{file.name} did not compute within {_PROBE_LIMIT:.0f} s", f"alone: {' '.join(command)}")
+        states = [line.get("state") for line in map(json.loads, probe.stdout.splitlines())]
+        name = file.stem.removeprefix("libggml-cpu-")
+        if "ran" in states:
+            ran.append(name)
+        elif probe.returncode == 0 and "unsupported" in states:
+            unable.append(name)
+        else:
+            text = (probe.stdout + probe.stderr)[-500:]
+            fail(f"{file.name} does not compute rightly (status {probe.returncode}): {text}", "report it with the log")
+    say(f"CPU variants that computed rightly here: {' '.join(ran)}")
+    say(f"CPU variants that this machine cannot run, so not run: {' '.join(unable) or 'none'}")
+    return ran
 
 
 def _mend_and_check(tree: Path, options: NativeOptions) -> None:

@@ -71,6 +71,8 @@ def _native(tree: Tree) -> Native:
         glibc=tree.glibc,
         compiler=tree.compiler,
         libc_bundled=tree.libc_bundled,
+        gpu=tree.gpu_sdk,
+        cpu_variants_run=tree.cpu_variants_run,
     )
 
 

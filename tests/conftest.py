@@ -23,7 +23,9 @@ OPTIONS = (
     ServerOption(("-p", "--port"), "PORT"),
     ServerOption(("-c", "--cache"), ""),
 )
-NATIVE = Native("0.5.0", "0c1e57098", "7.0.0", "x86_64", ("CPU", "RPC"), ("x64", "haswell"), "2.27", "zig", False)
+NATIVE = Native(
+    "0.5.0", "0c1e57098", "7.0.0", "x86_64", ("CPU", "RPC"), ("x64", "haswell"), "2.27", "zig", False, "", ("x64",)
+)
 
 nobody = 65534
 """A user id that is neither ours nor root's."""
