@@ -5,6 +5,7 @@ Each command is imported when it is run: `llama-cpp-rpc` pays for none of it.
 
 from __future__ import annotations
 
+from app import late
 from app.options import ConnectOptions, ListOptions, P2pOptions, TokenOptions
 
 SUPPORTED = True
@@ -12,6 +13,7 @@ SUPPORTED = True
 
 def work(options: P2pOptions, extra: list[str] | None) -> int:
     """`worker p2p-llama-cpp-rpc`"""
+    late.unpack()
     from app.p2p.worker import work as run
 
     return run(options, extra)
@@ -19,6 +21,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
 
 def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     """`worker connect`"""
+    late.unpack()
     from app.p2p.head import connect as run
 
     return run(options, extra)
@@ -26,6 +29,7 @@ def connect(options: ConnectOptions, extra: list[str] | None) -> int:
 
 def list_workers(options: ListOptions, extra: list[str] | None) -> int:
     """`worker list`"""
+    late.unpack()
     from app.p2p.head import list_workers as run
 
     return run(options, extra)
@@ -33,6 +37,7 @@ def list_workers(options: ListOptions, extra: list[str] | None) -> int:
 
 def new_token(options: TokenOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has both
     """`worker token`"""
+    late.unpack()
     from app.p2p.token import generate
 
     print(generate())
