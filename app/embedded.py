@@ -13,22 +13,22 @@ from app import carchive, manifest
 from app.manifest import Manifest
 
 MANIFEST_ENTRY = "payload/manifest.json"
-ASSETS_ENTRY = "payload/assets.tar.xz"
+SEGMENT_ENTRY = "payload/segment-{}.xz"
 ABOUT_ENTRY = "payload/about.json"
 LICENSES_ENTRY = "payload/licenses.txt.xz"
 
 
 @dataclass(frozen=True)
 class Payload:
-    """The table of contents, and how to read the archive: an xz-compressed tar of the files."""
+    """The table of contents, and how to read one compressed segment of the files (see `segments`)."""
 
     manifest: Manifest
-    read_assets: Callable[[], bytes]
+    read_segment: Callable[[int], bytes]
 
 
 def payload() -> Payload:
     """The payload of the running file. Raises `WorkerError` when it carries none."""
-    return Payload(manifest.from_json(_read(MANIFEST_ENTRY)), lambda: _read(ASSETS_ENTRY))
+    return Payload(manifest.from_json(_read(MANIFEST_ENTRY)), lambda number: _read(SEGMENT_ENTRY.format(number)))
 
 
 def about() -> dict[str, Any]:

@@ -11,27 +11,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import io
 import logging
 import lzma
 import os
 import secrets
 import stat
-import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from app import segments
 from app.directories import UnsafeDirectory, open_private, opened, remove
 from app.embedded import Payload
 from app.errors import ExitCode, WorkerError
-from app.manifest import FileEntry, Manifest
+from app.manifest import Manifest
 from app.options import DEFAULT_ASSETS_PATH
 from app.verify import Damaged, verify
 
 SERVER = "backend-assets/util/llama-cpp-rpc-server"
 LIBRARIES = "backend-assets/lib"
+PROBE = "backend-assets/util/worker-probe"
+VULKAN_LOADER = "backend-assets/vulkan/libvulkan.so.1"
+"""For machines that have none."""
 
 LOCK_TIMEOUT = 120.0
 """Seconds to wait for another start that is unpacking: many times what a slow flash card needs."""
@@ -132,41 +134,13 @@ def _unpack(payload: Payload, base_fd: int) -> None:
     os.mkdir(temporary, 0o700, dir_fd=base_fd)
     try:
         with opened(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=base_fd)) as fd:
-            _extract(payload, fd)
+            segments.extract(wanted, payload.read_segment, fd)
             verify(fd, wanted)
         os.rename(temporary, wanted.digest, src_dir_fd=base_fd, dst_dir_fd=base_fd)
         os.fsync(base_fd)
     except BaseException:
         remove(base_fd, temporary)
         raise
-
-
-def _extract(payload: Payload, fd: int) -> None:
-    wanted = payload.manifest
-    for directory in sorted(wanted.directories):
-        os.mkdir(directory, 0o700, dir_fd=fd)
-    with (
-        lzma.open(io.BytesIO(payload.read_assets())) as plain,
-        tarfile.open(fileobj=plain, mode="r|") as archive,
-    ):
-        for member in archive:
-            source = archive.extractfile(member) if member.isreg() and member.name in wanted.files else None
-            if source is None:
-                raise Damaged(f"{member.name} is not in the manifest")
-            _write(fd, member.name, wanted.files[member.name], source.read())
-    for directory in [*sorted(wanted.directories), "."]:
-        with opened(os.open(directory, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)) as directory_fd:
-            os.fsync(directory_fd)
-
-
-def _write(fd: int, path: str, entry: FileEntry, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with opened(os.open(path, flags, entry.mode, dir_fd=fd)) as out:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(out, view) :]
-        os.fchmod(out, entry.mode)  # whatever the umask is
-        os.fsync(out)
 
 
 def _open_assets(base: Path, base_fd: int, wanted: Manifest) -> Assets:
@@ -227,7 +201,7 @@ def readable_errors(base: Path) -> Iterator[None]:
         reason = (error.strerror or str(error)).lower()
         default = (f"cannot use {base}: {reason}", "name another directory with BACKEND_ASSETS_PATH")
         raise UnsafeDirectory(*reasons.get(error.errno or 0, default)) from error
-    except (Damaged, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+    except (Damaged, EOFError, ValueError, lzma.LZMAError) as error:
         raise WorkerError(
             f"the carried files are broken: {error}",
             "this copy of the program is damaged: copy it again",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from functools import partial
 
-from app.directories import opened
+from app import parallel
 from app.manifest import FileEntry, Manifest
 
 
@@ -18,6 +19,7 @@ def verify(fd: int, wanted: Manifest) -> None:
     """Raise `Damaged` unless the directory `fd` holds exactly the manifest's files, all of them ours alone."""
     missing = set(wanted.files) | wanted.directories
     pending = [("", os.dup(fd))]
+    files: list[tuple[int, str, FileEntry]] = []
     try:
         while pending:
             prefix, directory = pending.pop()
@@ -29,32 +31,38 @@ def verify(fd: int, wanted: Manifest) -> None:
                         raise Damaged(f"{path} does not belong there")
                     missing.discard(path)
                     if path in wanted.files:
-                        _verify_file(directory, name, path, wanted.files[path])
+                        # Not blocking: a FIFO in the place of a file must not hang the start.
+                        opened = _open_checked(directory, name, path, os.O_NONBLOCK)
+                        files.append((opened, path, wanted.files[path]))
+                        _check_file(*files[-1])
                     else:
                         pending.append((path + "/", _open_checked(directory, name, path, os.O_DIRECTORY)))
             finally:
                 os.close(directory)
+        if missing:
+            raise Damaged(f"{min(missing)} is missing")
+        files.sort(key=lambda file: file[2].size, reverse=True)
+        parallel.run(partial(_check_content, *file) for file in files)
     finally:
-        for _, directory in pending:
-            os.close(directory)
-    if missing:
-        raise Damaged(f"{min(missing)} is missing")
+        for descriptor in [*(directory for _, directory in pending), *(descriptor for descriptor, _, _ in files)]:
+            os.close(descriptor)
 
 
-def _verify_file(directory: int, name: str, path: str, entry: FileEntry) -> None:
-    # Not blocking: a FIFO in the place of a file must not hang the start.
-    with opened(_open_checked(directory, name, path, os.O_NONBLOCK)) as fd:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise Damaged(f"{path} is not a regular file")
-        _check_ours(status, path)
-        if status.st_nlink != 1:
-            raise Damaged(f"{path} has another name elsewhere")
-        if stat.S_IMODE(status.st_mode) != entry.mode or status.st_size != entry.size:
-            raise Damaged(f"{path} has another mode or size")
-        with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                raise Damaged(f"{path} has another content")
+def _check_file(fd: int, path: str, entry: FileEntry) -> None:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(f"{path} is not a regular file")
+    _check_ours(status, path)
+    if status.st_nlink != 1:
+        raise Damaged(f"{path} has another name elsewhere")
+    if stat.S_IMODE(status.st_mode) != entry.mode or status.st_size != entry.size:
+        raise Damaged(f"{path} has another mode or size")
+
+
+def _check_content(fd: int, path: str, entry: FileEntry) -> None:
+    with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+            raise Damaged(f"{path} has another content")
 
 
 def _open_checked(directory: int, name: str, path: str, flags: int) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import lzma
 import re
+import shutil
 import stat
 import subprocess
-import tarfile
 from pathlib import Path
 
+from app import segments
 from app.manifest import FileEntry, Manifest, Native
 from builder.environment import LOCKS
 from builder.native import UTIL, Tree, server_options
@@ -21,30 +21,31 @@ from builder.steps import digest, once, say
 
 _SYSTEM_LIBRARIES = ("libssl3", "zlib1g", "libbz2-1.0", "liblzma5", "libffi8")
 """Debian's names of what the interpreter links to and PyInstaller carries along."""
-_DICTIONARY = 32 * 2**20
-"""Bytes of xz's dictionary: the CPU variants share most of their code, 20 MB apart at most."""
-_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICTIONARY}]
 
 
 def package(tree: Tree, llama_cpp: Source) -> Path:
-    """Write manifest.json, assets.tar.xz and licenses.txt.xz of `tree`; their directory."""
+    """Write manifest.json, the segments of the archive and licenses.txt.xz of `tree`; their directory."""
     target = BUILD / "payload" / tree.path.name
     files = sorted(path for path in tree.path.rglob("*") if path.is_file())
-    key = digest(tree, llama_cpp, files=[*files, Path(__file__), ROOT / "LICENSE", LOCKS["app"]])
+    key = digest(
+        tree, llama_cpp, files=[*files, Path(__file__), Path(segments.__file__), ROOT / "LICENSE", LOCKS["app"]]
+    )
 
     def make() -> None:
         say("packing the payload ...")
-        target.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
         manifest = Manifest(
             {path.relative_to(tree.path).as_posix(): _entry(path) for path in files},
             server_options(tree),
             _native(tree),
         )
         (target / "manifest.json").write_bytes(manifest.to_json())
-        (target / "assets.tar.xz").write_bytes(_archive(tree.path, manifest))
+        packed = 0
+        for number, segment in enumerate(segments.compress(manifest, lambda path: (tree.path / path).read_bytes())):
+            packed += (target / f"segment-{number}.xz").write_bytes(segment)
         (target / "licenses.txt.xz").write_bytes(lzma.compress(_licenses(llama_cpp, tree).encode(), preset=9))
         size = sum(entry.size for entry in manifest.files.values())
-        packed = (target / "assets.tar.xz").stat().st_size
         say(f"payload {manifest.digest[:12]}: {size / 1e6:.1f} MB in {len(files)} files, {packed / 1e6:.1f} MB packed")
 
     once(f"payload-{tree.path.name}", key, [target / "licenses.txt.xz"], make)
@@ -74,20 +75,6 @@ def _native(tree: Tree) -> Native:
         gpu=tree.gpu_sdk,
         cpu_variants_run=tree.cpu_variants_run,
     )
-
-
-def _archive(tree: Path, manifest: Manifest) -> bytes:
-    """The files in the order of their names: alike ones lie side by side, and equal trees give equal bytes."""
-    packed = io.BytesIO()
-    with (
-        lzma.open(packed, "wb", check=lzma.CHECK_CRC64, filters=_FILTERS) as plain,
-        tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        for name, entry in sorted(manifest.files.items()):
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = entry.size, entry.mode
-            tar.addfile(member, io.BytesIO((tree / name).read_bytes()))
-    return packed.getvalue()
 
 
 def _licenses(llama_cpp: Source, tree: Tree) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import lzma
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from app import segments
 from app.embedded import Payload
 from app.manifest import FileEntry, Manifest, Native, ServerOption
 
@@ -35,30 +33,19 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes 
 MakePayload = Callable[..., Payload]
 
 
-def pack(files: dict[str, bytes], manifest: Manifest) -> bytes:
-    """`files` as the archive that a payload carries."""
-    packed = io.BytesIO()
-    with lzma.open(packed, "wb") as plain, tarfile.open(fileobj=plain, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            member.mode = manifest.files[name].mode if name in manifest.files else 0o600
-            tar.addfile(member, io.BytesIO(data))
-    return packed.getvalue()
-
-
 @pytest.fixture
 def make_payload() -> MakePayload:
     """A payload of the given files; by default a server that is a script, and one library."""
 
-    def make(files: dict[str, bytes] | None = None, extra: dict[str, bytes] | None = None) -> Payload:
+    def make(files: dict[str, bytes] | None = None) -> Payload:
         files = files or {
             "backend-assets/util/llama-cpp-rpc-server": b"#!/bin/sh\nexec env\n",
             "backend-assets/util/libggml-cpu-x64.so": b"\x7fELF and nothing more" * 100,
         }
         table = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data), 0o700) for name, data in files.items()}
         manifest = Manifest(table, OPTIONS, NATIVE)
-        return Payload(manifest, lambda: pack({**files, **(extra or {})}, manifest))
+        packed = list(segments.compress(manifest, files.__getitem__))
+        return Payload(manifest, packed.__getitem__)
 
     return make
 

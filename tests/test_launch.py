@@ -85,6 +85,23 @@ def test_a_carried_loader_runs_the_server(make_payload: MakePayload, base: Path)
     assert launch.server_command(assets, ["-c"], {"LOCALAI_SKIP_LIBRARY_PATH": "1"}).argv == [str(assets.server), "-c"]
 
 
+def test_a_copy_of_the_server_runs_where_it_lies(assets: Assets, tmp_path: Path) -> None:
+    """With directories for the very end of the library path."""
+    environ = {"LD_LIBRARY_PATH": "/opt/lib"}
+    copy = tmp_path / "server"
+    command = launch.server_command(assets, ["-c"], environ, program=copy, libraries=[Path("/opt/vulkan")])
+    assert (command.argv, command.cwd) == ([str(copy), "-c"], tmp_path)
+    assert command.env["LD_LIBRARY_PATH"] == "/opt/lib:/opt/vulkan"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(3, "ended with exit status 3"), (-4, "was killed by SIGILL"), (-99, "was killed by signal 99")],
+)
+def test_how_a_child_ended_is_told(status: int, words: str) -> None:
+    assert launch.tell_status(status) == words
+
+
 def test_paths_that_ggml_reads_become_absolute(assets: Assets, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     env = environment(assets, LLAMA_CACHE="cache", GGML_BACKEND_PATH="b.so", XDG_CACHE_HOME="/abs")
@@ -113,10 +130,10 @@ from pathlib import Path
 from app import embedded, launch, manifest, payload
 directory, base, *arguments = sys.argv[1:]
 table = manifest.from_json(Path(directory, "manifest").read_bytes())
-carried = embedded.Payload(table, Path(directory, "archive").read_bytes)
+carried = embedded.Payload(table, lambda _: Path(directory, "archive").read_bytes())
 assets = payload.ensure(carried, base, {})
 import os
-launch.become(assets, launch.server_command(assets, arguments, os.environ))
+launch.become(launch.server_command(assets, arguments, os.environ), [assets.fd])
 """
 
 
@@ -127,7 +144,7 @@ def become(make_payload: MakePayload, base: Path, tmp_path: Path) -> list[str]:
     # Python itself ignores SIGPIPE at its start: the interpreter is told not to hide what it was given.
     payload = make_payload({"backend-assets/util/llama-cpp-rpc-server": source.encode()})
     (tmp_path / "manifest").write_bytes(payload.manifest.to_json())
-    (tmp_path / "archive").write_bytes(payload.read_assets())
+    (tmp_path / "archive").write_bytes(payload.read_segment(0))
     (tmp_path / "become.py").write_text(textwrap.dedent(_BECOME))
     return [sys.executable, str(tmp_path / "become.py"), str(tmp_path), str(base)]
 

@@ -219,17 +219,20 @@ def test_the_default_falls_back_and_says_so(
 
 
 def test_an_archive_that_does_not_fit_its_manifest(make_payload: MakePayload, base: Path) -> None:
-    payload = make_payload(extra={"backend-assets/util/more.so": b"more"})
+    other = make_payload({"backend-assets/util/llama-cpp-rpc-server": b"as long" * 100})
+    payload = make_payload({"backend-assets/util/llama-cpp-rpc-server": b"another" * 100})
     with pytest.raises(WorkerError, match="carried files are broken") as caught:
-        ensure(payload, str(base), {})
+        ensure(Payload(payload.manifest, other.read_segment), str(base), {})
     assert caught.value.code == ExitCode.ASSETS
     assert [path.name for path in base.iterdir()] == [".lock"]
 
 
 def test_an_archive_that_ends_early(make_payload: MakePayload, base: Path) -> None:
     whole = make_payload()
-    with pytest.raises(WorkerError, match="carried files are broken"):
-        ensure(Payload(whole.manifest, lambda: whole.read_assets()[:-40]), str(base), {})
+    for end in (-1, -40, 10, 0):
+        cut = Payload(whole.manifest, [whole.read_segment(0)[:end]].__getitem__)
+        with pytest.raises(WorkerError, match="carried files are broken"):
+            ensure(cut, str(base), {})
     assert [path.name for path in base.iterdir()] == [".lock"]
 
 
