@@ -24,7 +24,7 @@ _EXAMPLES = """\
 commands:
   (none)             build dist/worker
   test               build everything and run every check
-  bench [WHAT]       measure: start, discovery
+  bench [WHAT]       measure: relay, tokens, scale, start, discovery; record, picture
   fetch DIR          fill DIR with the archives that an offline build needs
   clean              remove build/ and dist/
 
@@ -82,7 +82,7 @@ def main() -> None:
     if arguments.command == "test":
         checks.test(built, arguments.rest)
     else:
-        checks.bench(built, arguments.rest)
+        checks.bench(built, [*(["--quick"] if arguments.quick else []), *arguments.rest])
 
 
 def _native_options(arguments: argparse.Namespace) -> native.NativeOptions:
@@ -125,6 +125,7 @@ def _parse() -> argparse.Namespace:
     commands = ("build", "test", "bench", "fetch", "clean")
     parser.add_argument("command", nargs="?", default="build", choices=commands, metavar="COMMAND", help="see below")
     parser.add_argument("rest", nargs="*", metavar="WHAT", help="what to fetch to, measure or test")
+    parser.add_argument("--quick", action="store_true", help="for bench: once and little, to see that it works")
     parser.add_argument("--no-p2p", action="store_true", help="leave p2p out: dist/worker-nop2p")
     parser.add_argument(
         "--compiler", choices=("zig", "system"), default="zig", help="the pinned one, or the machine's own"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
+from bench.processes import BenchError, given, usage
 from bench.report import Row, publish
 from tests.live.lan import Host, lan, missing
 from tests.live.support import hidden_environment
@@ -71,8 +69,8 @@ def run() -> None:
     """Measure and publish."""
     reason = missing()
     if reason:
-        sys.exit(f"error: bench discovery cannot run here: {reason}")
-    binary = os.environ["WORKER_TEST_BINARY"]
+        raise BenchError(f"bench discovery cannot run here: {reason}")
+    binary = str(given("WORKER_TEST_BINARY"))
     token = subprocess.run([binary, "token"], capture_output=True, text=True, check=True).stdout.strip()
     with lan(2) as (worker, head), tempfile.TemporaryDirectory(prefix="worker-bench-") as scratch:
         env = hidden_environment(HOME=scratch, BACKEND_ASSETS_PATH=f"{scratch}/assets", LOCALAI_TOKEN=token)
@@ -138,7 +136,7 @@ def _many(binary: str, worker: Host, head: Host, env: dict[str, str], token: str
                     names.add(json.loads(watch.stdout.readline())["name"])
                 took.append((time.perf_counter() - started) * 1000)
                 found.append(float(len(names)))
-                memory.append(_peak_memory(watch.pid))
+                memory.append(usage(watch.pid).peak)
                 watch.terminate()
                 watch.stdout.read()
         workers.stdin.close()
@@ -147,12 +145,3 @@ def _many(binary: str, worker: Host, head: Host, env: dict[str, str], token: str
         Row("of them found", "", tuple(found)),
         Row("memory of that head, at most", "MB", tuple(memory)),
     ]
-
-
-def _peak_memory(pid: int) -> float:
-    """MB of the largest process below `pid` (the bootloader's child is the program)."""
-    pids = [pid]
-    for parent in pids:
-        pids += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-    peaks = [re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{one}/status").read_text()) for one in pids]
-    return max(int(match[1]) * 1024 / 1e6 for match in peaks if match)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from bench.report import Row, differences, publish
+from bench.processes import given
+from bench.report import Row, Target, differences, publish
 from tests.live.support import free_port, hello, hidden_environment
 
 ROUNDS = 15
@@ -18,14 +18,18 @@ _POLL = 0.001
 
 def run() -> None:
     """Measure and publish."""
-    tree = Path(os.environ["WORKER_TEST_TREE"])
+    tree = given("WORKER_TEST_TREE")
     bare_server = str(tree / "backend-assets/util/llama-cpp-rpc-server")
     rows: list[Row] = []
-    for label, variable in (("worker", "WORKER_TEST_BINARY"), ("worker-nop2p", "WORKER_TEST_SMALL_BINARY")):
-        binary = os.environ[variable]
+    for label, variable, megabytes in (
+        ("worker", "WORKER_TEST_BINARY", 24),
+        ("worker-nop2p", "WORKER_TEST_SMALL_BINARY", 16),
+    ):
+        binary = str(given(variable))
         with tempfile.TemporaryDirectory(prefix="worker-bench-") as scratch:
             rows += _measure(label, bare_server, binary, Path(scratch))
-        rows.append(Row(f"{label}: size", "MB", (Path(binary).stat().st_size / 1e6,)))
+        size = Path(binary).stat().st_size / 1e6
+        rows.append(Row(f"{label}: size", "MB", (size,), target=Target("<=", megabytes)))
     publish("start", rows)
 
 
@@ -45,10 +49,10 @@ def _measure(label: str, bare_server: str, binary: str, scratch: Path) -> list[R
     return [
         Row("bare server", "ms", tuple(bare)),
         Row(f"{label}: second start", "ms", tuple(second)),
-        Row(f"{label}: second start above bare", "ms", differences(second, bare)),
+        Row(f"{label}: second start above bare", "ms", differences(second, bare), target=Target("<=", 250)),
         Row(f"{label}: payload written by it", "bytes", tuple(written)),
         Row(f"{label}: first start", "ms", tuple(first)),
-        Row(f"{label}: first start above bare", "ms", differences(first, bare)),
+        Row(f"{label}: first start above bare", "ms", differences(first, bare), target=Target("<=", 600)),
     ]
 
 

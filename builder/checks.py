@@ -62,5 +62,5 @@ def test(built: Built, selected: list[str]) -> None:
 
 def bench(built: Built, what: list[str]) -> None:
     """Run the bench; it prints its table and writes JSON under build/bench/."""
-    command = [str(PYTHON), "-m", "bench", *(what or ["start"])]
+    command = [str(PYTHON), "-m", "bench", *what]
     sys.exit(subprocess.run(command, cwd=ROOT, env=built.environment, check=False).returncode)
