@@ -25,6 +25,9 @@ commands:
   (none)             build dist/worker
   test               build everything and run every check
   bench [WHAT]       measure: relay, tokens, scale, start, discovery; record, picture
+  faults [ROW ...]   hold every fault and attack of docs/SECURITY.md, in full, and write its table
+  fuzz [MINUTES]     feed everything that reads foreign bytes, guided by coverage
+  soak [MINUTES]     workers and heads that come, go and are killed; then look for leaks
   fetch DIR          fill DIR with the archives that an offline build needs
   clean              remove build/ and dist/
 
@@ -35,6 +38,8 @@ examples:
   python3 build.py --offline DIR         without a package index
   python3 build.py --target aarch64      the native part for another machine
 """
+_PROGRAMS = {"bench": "bench", "faults": "tests.faults", "fuzz": "tests.fuzz", "soak": "tests.soak"}
+"""Commands that drive what was built, and the module that each one is."""
 
 
 def main() -> None:
@@ -44,7 +49,8 @@ def main() -> None:
             shutil.rmtree(directory, ignore_errors=True)
         return
     environment.check_python()
-    environment.prepare(arguments.offline, tests=arguments.command in ("test", "bench"))
+    drives = arguments.command == "test" or arguments.command in _PROGRAMS
+    environment.prepare(arguments.offline, tests=drives, fuzz=arguments.command == "fuzz")
     if arguments.command == "fetch":
         _fetch(arguments)
         return
@@ -77,12 +83,12 @@ def main() -> None:
         tree=tree.path,
         clients=native.build_clients(options, llama_cpp),
         aarch64_tree=aarch64,
-        software_gpu=software_gpu.prepare() if arguments.command == "test" and options.gpu == "vulkan" else {},
+        software_gpu=software_gpu.prepare() if options.gpu == "vulkan" else {},
     )
     if arguments.command == "test":
         checks.test(built, arguments.rest)
     else:
-        checks.bench(built, [*(["--quick"] if arguments.quick else []), *arguments.rest])
+        checks.run(built, _PROGRAMS[arguments.command], [*(["--quick"] if arguments.quick else []), *arguments.rest])
 
 
 def _native_options(arguments: argparse.Namespace) -> native.NativeOptions:
@@ -122,7 +128,7 @@ def _parse() -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = ("build", "test", "bench", "fetch", "clean")
+    commands = ("build", "test", *_PROGRAMS, "fetch", "clean")
     parser.add_argument("command", nargs="?", default="build", choices=commands, metavar="COMMAND", help="see below")
     parser.add_argument("rest", nargs="*", metavar="WHAT", help="what to fetch to, measure or test")
     parser.add_argument("--quick", action="store_true", help="for bench: once and little, to see that it works")
@@ -148,13 +154,14 @@ def _parse() -> argparse.Namespace:
         if len(arguments.rest) != 1:
             parser.error("fetch wants one directory, such as: python3 build.py fetch archives")
         arguments.what = Path(arguments.rest[0])
-    elif arguments.rest and arguments.command not in ("test", "bench"):
+    drives = arguments.command == "test" or arguments.command in _PROGRAMS
+    if arguments.command != "fetch" and arguments.rest and not drives:
         parser.error(f"{arguments.command} takes no {arguments.rest[0]!r}")
-    if arguments.command in ("test", "bench") and (arguments.no_p2p or arguments.target != platform.machine()):
+    if drives and (arguments.no_p2p or arguments.target != platform.machine()):
         parser.error(f"{arguments.command} takes neither --no-p2p nor --target: it builds all that it needs")
     if arguments.bundle_libc and arguments.gpu in ("vulkan", "cuda"):
         parser.error("--bundle-libc is for CPU only: a GPU driver would load the machine's own C library beside it")
-    if arguments.command in ("test", "bench") and arguments.gpu == "cuda":
+    if drives and arguments.gpu == "cuda":
         parser.error(f"{arguments.command} builds the standard file; leave --gpu cuda out")
     if arguments.offline and not arguments.offline.is_dir():
         parser.error(f"--offline {arguments.offline}: no such directory; `python3 build.py fetch DIR` fills one")

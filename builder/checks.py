@@ -1,4 +1,4 @@
-"""`build.py test` and `build.py bench`: every check, on what was built."""
+"""`build.py test`, and what measures or attacks: every check, on what was built."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from builder.paths import PYTHON, ROOT
 from builder.steps import fail, say
@@ -60,7 +61,7 @@ def test(built: Built, selected: list[str]) -> None:
             fail(f"{check[0]} found something", f"again, alone: python3 build.py test {' '.join(selected)}".strip())
 
 
-def bench(built: Built, what: list[str]) -> None:
-    """Run the bench; it prints its table and writes JSON under build/bench/."""
-    command = [str(PYTHON), "-m", "bench", *what]
+def run(built: Built, module: str, words: list[str]) -> NoReturn:
+    """Run one of the programs that measure or attack, `python -m MODULE WORDS...`, and end with its status."""
+    command = [str(PYTHON), "-m", module, *words]
     sys.exit(subprocess.run(command, cwd=ROOT, env=built.environment, check=False).returncode)

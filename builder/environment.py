@@ -12,7 +12,7 @@ from pathlib import Path
 from builder.paths import PYTHON, REQUIREMENTS, VENV
 from builder.steps import digest, fail, once, run
 
-LOCKS = {name: REQUIREMENTS / f"{name}.txt" for name in ("build", "app", "test", "source", "cuda")}
+LOCKS = {name: REQUIREMENTS / f"{name}.txt" for name in ("build", "app", "test", "source", "cuda", "fuzz")}
 
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
@@ -29,17 +29,19 @@ def check_python() -> None:
         )
 
 
-def prepare(offline: Path | None, *, tests: bool) -> None:
+def prepare(offline: Path | None, *, tests: bool, fuzz: bool = False) -> None:
     """Make the virtual environment, or leave it when the lock files have not changed."""
     key = digest(sys.version, sys.base_prefix, files=[LOCKS["build"], LOCKS["app"]])
     once("venv", key, [PYTHON], lambda: _create(offline))
     if tests:
         once("venv-test", digest(key, files=[LOCKS["test"]]), [PYTHON], lambda: _install(["test"], offline))
+    if fuzz:
+        once("venv-fuzz", digest(key, files=[LOCKS["fuzz"]]), [PYTHON], lambda: _install(["fuzz"], offline))
 
 
 def fetch(target: Path) -> None:
     """Fill `target` with every archive that an offline build needs."""
-    for name in ("build", "app", "test"):
+    for name in ("build", "app", "test", "fuzz"):
         download(name, target)
     fetch_source(target)
 
