@@ -29,6 +29,7 @@ _HINT = "the lines above name the cause; `python3 build.py clean` starts from no
 EMULATOR = "qemu-aarch64-static"
 EMULATOR_ROOT = Path("/usr/aarch64-linux-gnu")
 """Where Debian puts the C library of another architecture (libc6-arm64-cross)."""
+CUDA_BACKEND = "libggml-cuda.so"
 _FACTS = "facts.json"
 _PROBE_LIMIT = 60.0
 """Seconds for a CPU variant to compute a small thing."""
@@ -94,7 +95,7 @@ def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
         if options.gpu == "vulkan":
             _stage(directory, "vulkan", tree)
         elif options.cuda is not None:
-            own = directory.with_name(f"{options.name}-cuda-{options.cuda.architectures}")
+            own = directory.with_name(f"{options.name}-cuda")
             _compile(own, options, llama_cpp, "cuda")
             _stage(own, "cuda", tree)
             options.cuda.add_libraries(tree)
@@ -245,7 +246,8 @@ def _mend_and_check(tree: Path, options: NativeOptions) -> None:
             fail(
                 f"{file} would load libraries from elsewhere", "its RPATH must be $ORIGIN and there must be no RUNPATH"
             )
-        if options.compiler == "zig" and elf.glibc > GLIBC:
+        # The CUDA backend is compiled by the machine's own compiler: `version` tells what it needs.
+        if options.compiler == "zig" and elf.glibc > GLIBC and file.name != CUDA_BACKEND:
             fail(f"{file} needs glibc {'.'.join(map(str, elf.glibc))}", f"the limit is {'.'.join(map(str, GLIBC))}")
     if options.bundle_libc:
         bundled_libc.add(tree)
