@@ -14,7 +14,7 @@ from app.options import AssetsOptions
 from app.payload import base_directories, locked, readable_errors, verified
 from app.verify import Damaged
 
-_PAYLOAD_NAME = re.compile(r"[0-9a-f]{64}(\.tmp-[0-9a-f]{8}|\.damaged)?")
+_PAYLOAD_NAME = re.compile(r"[0-9a-f]{64}(\.tmp-[0-9a-f]{8}|\.damaged|\.(verdict|links)-[0-9a-f]{16})?")
 
 
 def run(options: AssetsOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
@@ -46,11 +46,15 @@ def run(options: AssetsOptions, extra: list[str] | None) -> int:  # noqa: ARG001
 
 
 def _prune(base: Path, keep: str) -> list[str]:
-    """Remove every payload but `keep` that no process uses; the names of what went."""
+    """Remove every payload but `keep` that no process uses, with what was kept of each; the names of what went.
+
+    Of `keep` the verdicts stay, the directories of links go unless a server runs there.
+    """
     removed = []
     with readable_errors(base), opened(open_private(base, create=False)) as base_fd, locked(base_fd, base):
         for name in sorted(os.listdir(base_fd)):
-            if _PAYLOAD_NAME.fullmatch(name) and name != keep and _remove_unused(base_fd, name):
+            kept = name == keep or name.startswith(f"{keep}.verdict-")
+            if _PAYLOAD_NAME.fullmatch(name) and not kept and _remove_unused(base_fd, name):
                 removed.append(name)
     return removed
 

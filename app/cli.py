@@ -14,10 +14,12 @@ from typing import Any, NoReturn, Protocol
 from argparse_dataclass import ArgumentParser
 
 from app import about, assets, console, llama_cpp_rpc, onefile
+from app.backends import devices
 from app.errors import ExitCode, WorkerError, usage_error
 from app.options import (
     AssetsOptions,
     ConnectOptions,
+    DevicesOptions,
     LicensesOptions,
     ListOptions,
     LlamaCppRpcOptions,
@@ -77,6 +79,7 @@ def _commands(p2p: P2pRoom) -> dict[str, Command]:
         ),
         "list": Command(ListOptions, p2p.list_workers, "who is there, with which devices", needs_p2p=True),
         "token": Command(TokenOptions, p2p.new_token, "print a new token", needs_p2p=True),
+        "devices": Command(DevicesOptions, devices.run, "what this machine would offer, and why a GPU is not used"),
         "assets": Command(AssetsOptions, assets.run, "what is unpacked: path, verify, prune"),
         "version": Command(VersionOptions, about.version, "what this file is and carries"),
         "licenses": Command(LicensesOptions, about.licenses, "the licences of what this file carries"),
@@ -160,7 +163,7 @@ def _fold(flags: list[str]) -> list[str]:
     a dash would be taken for a flag).
     """
     joined = ("--llama-cpp-args", "--extra-llama-cpp-args")
-    repeated = ("--peer", "--only", "--exclude", "--interface")
+    repeated = ("--peer", "--only", "--exclude", "--interface", "--device")
     lists: dict[str, list[str]] = {}
     folded = []
     rest = iter(flags)

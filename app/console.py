@@ -54,7 +54,12 @@ def print_table(table: Table, stream: TextIO) -> None:
     """Draw `table` on a terminal; elsewhere align its columns, for grep and awk."""
     if stream.isatty():
         _console(stream).print(_draw(table))
-        return
+    else:
+        print_plain(table, stream)
+
+
+def print_plain(table: Table, stream: TextIO) -> None:
+    """Align the columns of `table`, wherever `stream` leads; the small build has nothing that draws."""
     lines = [line for row in (table.headings, *table.rows) for line in _lines(row)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

@@ -17,7 +17,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -33,13 +33,14 @@ _LOADER_VARIABLES = ("LD_LIBRARY_PATH",)
 _ORIGINAL = "_ORIG"
 """PyInstaller keeps the user's value of a variable that it changed under this suffix."""
 _PATH_VARIABLES = ("LLAMA_CACHE", "XDG_CACHE_HOME", "GGML_BACKEND_PATH")
+SKIP_LIBRARY_PATH = "LOCALAI_SKIP_LIBRARY_PATH"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """An rpc-server ready to be started: what `execve` wants, and the working directory."""
+    """An rpc-server, or its probe, ready to be started: what `execve` wants, and the working directory."""
 
     argv: list[str]
     env: dict[str, str]
@@ -58,23 +59,34 @@ def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
-def server_command(assets: Assets, arguments: list[str], environ: Mapping[str, str]) -> ServerCommand:
-    """How to start the server of `assets` with `arguments`, from the environment we were started in."""
+def server_command(
+    assets: Assets,
+    arguments: list[str],
+    environ: Mapping[str, str],
+    *,
+    program: Path | None = None,
+    libraries: Sequence[Path] = (),
+) -> ServerCommand:
+    """How to start the server of `assets` with `arguments`, from the environment we were started in.
+
+    `program` is a copy of the server, or its probe. `libraries` are directories for the very end of the library path.
+    """
+    program = program or assets.server
     env = user_environment(environ)
     for name in TOKEN_VARIABLES:
         env.pop(name, None)
     for name in _PATH_VARIABLES:
         if env.get(name):
             env[name] = str(Path(env[name]).absolute())
-    argv = [str(assets.server), *arguments]
-    if not env.get("LOCALAI_SKIP_LIBRARY_PATH"):
-        libraries = _library_directories(assets)
-        if libraries:
-            env["LD_LIBRARY_PATH"] = ":".join(filter(None, [env.get("LD_LIBRARY_PATH", ""), *map(str, libraries)]))
+    argv = [str(program), *arguments]
+    if not env.get(SKIP_LIBRARY_PATH):
+        ours = [*_library_directories(assets), *libraries]
+        if ours:
+            env["LD_LIBRARY_PATH"] = ":".join(filter(None, [env.get("LD_LIBRARY_PATH", ""), *map(str, ours)]))
         loader = assets.path / LIBRARIES / "ld.so"
         if loader.exists():
             argv.insert(0, str(loader))
-    return ServerCommand(argv, env, assets.server.parent)
+    return ServerCommand(argv, env, program.parent)
 
 
 def bind_to_parent() -> None:
@@ -88,9 +100,18 @@ def leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def become(assets: Assets, command: ServerCommand) -> NoReturn:
-    """Replace this process by the server, which keeps the lock on its directory."""
-    os.set_inheritable(assets.fd, True)
+def tell_status(status: int | None) -> str:
+    """How a child ended, `status` as `subprocess` has it; to be read after its name."""
+    if status is None or status >= 0:
+        return f"ended with exit status {status}"
+    known = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {known.get(-status, f'signal {-status}')}"
+
+
+def become(command: ServerCommand, held: Sequence[int]) -> NoReturn:
+    """Replace this process by the server, which keeps `held`: the locks on the directories of its files."""
+    for fd in held:
+        os.set_inheritable(fd, True)
     bind_to_parent()
     # What is ignored stays so across exec. rpc-server sends without MSG_NOSIGNAL: a
     # client that leaves before its answer would kill it; so it only sees an error.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from app import embedded, launch, onefile, payload, server_args
+from app.backends.start import Starter
 from app.errors import usage_error
 from app.options import LlamaCppRpcOptions
+
+log = logging.getLogger(__name__)
 
 
 def run(options: LlamaCppRpcOptions, extra: list[str] | None) -> int:
@@ -21,10 +25,15 @@ def run(options: LlamaCppRpcOptions, extra: list[str] | None) -> int:
             "`worker llama-cpp-rpc --` runs the server with its defaults",
         )
     onefile.mark()
-    arguments = server_args.join(options.llama_cpp_args, extra)
+    arguments = server_args.join(options.llama_cpp_args, extra, options.device)
     carried = embedded.payload()
     checked = server_args.check(arguments, carried.manifest.server_options)
-    assets = payload.ensure(carried, options.backend_assets_path, os.environ)
-    if "--help" not in checked.given:
-        server_args.check_port(checked.host, checked.port)
-    launch.become(assets, launch.server_command(assets, arguments, os.environ))
+    if "--help" in checked.given:
+        assets = payload.ensure(carried, options.backend_assets_path, os.environ)
+        launch.become(launch.server_command(assets, arguments, os.environ), [assets.fd])
+    starter = Starter(carried, options, arguments, checked.devices, os.environ)
+    server_args.check_port(checked.host, checked.port)
+    start = starter.prepare()
+    for device in start.plan.served:
+        log.info("serving %s: %s", device.name, device.description)
+    launch.become(start.command, start.held)

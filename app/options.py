@@ -110,6 +110,31 @@ def _assets_path() -> Any:
     )
 
 
+def _backend_dir() -> Any:
+    return _option(
+        "--backend-dir",
+        help="a directory of your own libggml-*.so, loaded besides the carried ones",
+        env=("WORKER_BACKEND_DIR",),
+        metavar="DIR",
+    )
+
+
+def _device() -> Any:
+    return _option(
+        "--device",
+        help="serve these devices only, slow ones too; `worker devices` names them (repeatable)",
+        metavar="NAME",
+        fallback=(),
+        convert=_split_list,
+    )
+
+
+def _require_gpu() -> Any:
+    return _switch(
+        "--require-gpu", help="fail, with the reasons, where only the CPU could be served", env=("WORKER_REQUIRE_GPU",)
+    )
+
+
 def _llama_cpp_args() -> Any:
     return _option(
         "--llama-cpp-args",
@@ -183,6 +208,9 @@ def _timeout() -> Any:
 class LlamaCppRpcOptions:
     """`worker llama-cpp-rpc`"""
 
+    device: tuple[str, ...] = _device()
+    require_gpu: bool = _require_gpu()
+    backend_dir: Optional[str] = _backend_dir()
     backend_assets_path: Optional[str] = _assets_path()
     llama_cpp_args: Optional[str] = _llama_cpp_args()
     log_level: str = _log_level()
@@ -245,6 +273,9 @@ class P2pOptions:
         metavar="PORT",
         convert=_port,
     )
+    device: tuple[str, ...] = _device()
+    require_gpu: bool = _require_gpu()
+    backend_dir: Optional[str] = _backend_dir()
     backend_assets_path: Optional[str] = _assets_path()
     llama_cpp_args: Optional[str] = _llama_cpp_args()
     log_level: str = _log_level()
@@ -310,6 +341,16 @@ class ListOptions:
 class TokenOptions:
     """`worker token`"""
 
+    log_level: str = _log_level()
+
+
+@dataclass(frozen=True)
+class DevicesOptions:
+    """`worker devices`"""
+
+    json: bool = _switch("--json", help="print JSON")
+    backend_dir: Optional[str] = _backend_dir()
+    backend_assets_path: Optional[str] = _assets_path()
     log_level: str = _log_level()
 
 

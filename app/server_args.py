@@ -28,12 +28,14 @@ class Arguments:
     port: int = DEFAULT_PORT
     given: frozenset[str] = frozenset()
     """Every spelling of every option that is there."""
+    devices: tuple[str, ...] = ()
+    """The names behind every --device."""
 
 
-def join(option: str | None, extra: list[str] | None) -> list[str]:
-    """The flag's or the environment's text, split as a shell would, then what followed `--`."""
+def join(option: str | None, extra: list[str] | None, devices: Sequence[str] = ()) -> list[str]:
+    """Our own --device, the flag's or the environment's text, split as a shell would, then what followed `--`."""
     try:
-        return shlex.split(option or "") + (extra or [])
+        return (["--device", ",".join(devices)] if devices else []) + shlex.split(option or "") + (extra or [])
     except ValueError as error:
         raise usage_error(
             f"cannot split the rpc-server arguments: {str(error).lower()}",
@@ -45,6 +47,7 @@ def check(arguments: Sequence[str], table: Sequence[ServerOption]) -> Arguments:
     """Check `arguments` against the server's own option table. Raises a usage error."""
     known = {flag: option for option in table for flag in option.flags}
     values: dict[str, str] = {}
+    devices: list[str] = []
     rest = iter(arguments)
     for word in rest:
         option = known.get(word)
@@ -55,10 +58,12 @@ def check(arguments: Sequence[str], table: Sequence[ServerOption]) -> Arguments:
             raise usage_error(f"{word} wants a value", f"{word} {option.value}")
         if option.value in ("N", "PORT"):
             _check_number(word, value, highest=65535 if option.value == "PORT" else 2**31 - 1)
+        if "--device" in option.flags:  # several add up; a slash separates as well
+            devices += [name for name in value.replace("/", ",").split(",") if name]
         values.update(dict.fromkeys(option.flags, value))
     host = values.get("--host", DEFAULT_HOST)
     _check_host(host)
-    return Arguments(host, int(values.get("--port", DEFAULT_PORT)), frozenset(values))
+    return Arguments(host, int(values.get("--port", DEFAULT_PORT)), frozenset(values), tuple(devices))
 
 
 def check_port(host: str, port: int) -> None:

@@ -92,7 +92,8 @@ void listen(ggml_log_level level, const char *text, void *) {
     }
 }
 
-constexpr int DEPTH = 256, ROWS = 32, COLUMNS = 4;
+// As many columns as a short prompt: what drivers compile for one or a few takes them five times as long.
+constexpr int DEPTH = 256, ROWS = 32, COLUMNS = 16;
 
 // -1, 0 and 1 in no pattern: every type holds these, and sums of them, to less than a half.
 float value(int row, int column) { return static_cast<float>((row * 7 + column * 5 + (row * column) % 11) % 3 - 1); }

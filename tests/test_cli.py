@@ -50,7 +50,17 @@ def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], words: list[st
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == ExitCode.OK
-    for name in ("llama-cpp-rpc", "p2p-llama-cpp-rpc", "connect", "list", "token", "assets", "version", "licenses"):
+    for name in (
+        "llama-cpp-rpc",
+        "p2p-llama-cpp-rpc",
+        "connect",
+        "list",
+        "token",
+        "devices",
+        "assets",
+        "version",
+        "licenses",
+    ):
         assert f"  {name} " in out
 
 

@@ -10,11 +10,16 @@ import pytest
 APP = Path("app")
 
 LAYERS = [
-    ["app", "app.errors", "app.parent"],
+    ["app", "app.errors", "app.parent", "app.parallel"],
     ["app.manifest", "app.carchive", "app.options", "app.console", "app.directories"],
-    ["app.embedded", "app.verify", "app.onefile"],
+    ["app.embedded", "app.segments", "app.verify", "app.onefile", "app.late"],
     ["app.payload"],
     ["app.launch", "app.server_args"],
+    ["app.backends", "app.backends.findings", "app.backends.machine"],
+    ["app.backends.policy", "app.backends.reasons", "app.backends.verdict", "app.backends.links", "app.backends.own"],
+    ["app.backends.probe"],
+    ["app.backends.start"],
+    ["app.backends.devices"],
     ["app.llama_cpp_rpc", "app.assets", "app.about"],
     [
         "app.p2p.token",
@@ -58,10 +63,12 @@ NOT_MIRRORED = {
     "app.__main__",  # two entries of five lines
     "app.main_nop2p",
     "app.p2p_stub",  # test_cli.py
+    "app.late",
     "app.embedded",  # these need the frozen file: tests/live
     "app.llama_cpp_rpc",
     "app.assets",
     "app.about",
+    "app.backends.devices",
     "app.p2p.worker",
     "app.p2p.control",  # test_relay.py
     "app.p2p.mdns",  # these three need each other: test_discovery.py

@@ -48,7 +48,9 @@ def test_defaults() -> None:
     options = fill(P2pOptions(), {})
     assert (options.log_level, options.runner_address, options.sandbox) == ("info", "127.0.0.1", "auto")
     assert (options.runner_port, options.no_runner, options.network_id) == (None, False, "")
-    assert fill(LlamaCppRpcOptions(), {}) == LlamaCppRpcOptions(None, None, "info")
+    plain = fill(LlamaCppRpcOptions(), {})
+    assert (plain.backend_assets_path, plain.llama_cpp_args, plain.log_level) == (None, None, "info")
+    assert (plain.device, plain.require_gpu, plain.backend_dir) == ((), False, None)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,17 @@ def test_a_repeated_peer_is_kept() -> None:
     assert options.peer == ("a:1", "b:2", "c")
     assert options.workers == 2
     assert options.only == ()
+
+
+def test_devices_are_a_list_however_they_are_given() -> None:
+    assert parse("llama-cpp-rpc", "--device", "Vulkan0,CUDA0").device == ("Vulkan0", "CUDA0")
+    assert parse("p2p-llama-cpp-rpc", "--device", "Vulkan0", "--device=CUDA0").device == ("Vulkan0", "CUDA0")
+
+
+def test_a_required_gpu_and_own_backends_from_the_environment() -> None:
+    for options in (LlamaCppRpcOptions(), P2pOptions()):
+        filled = fill(options, {"WORKER_REQUIRE_GPU": "1", "WORKER_BACKEND_DIR": "/opt/ggml"})
+        assert (filled.require_gpu, filled.backend_dir) == (True, "/opt/ggml")
 
 
 def test_the_token_is_in_no_representation() -> None:

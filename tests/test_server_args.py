@@ -29,6 +29,14 @@ def test_join_splits_like_a_shell_and_keeps_the_order(
     assert join(option, extra) == expected
 
 
+def test_devices_add_up_as_in_the_server() -> None:
+    arguments = join("-t 2", ["-d", "CPU/CUDA1"], ("Vulkan0", "CUDA0"))
+    assert arguments == ["--device", "Vulkan0,CUDA0", "-t", "2", "-d", "CPU/CUDA1"]
+    assert check(arguments, OPTIONS).devices == ("Vulkan0", "CUDA0", "CPU", "CUDA1")
+    assert check(join(None, None, ("Vulkan0", "CUDA0")), OPTIONS).devices == ("Vulkan0", "CUDA0")
+    assert check([], OPTIONS).devices == ()
+
+
 def test_an_open_quote_is_a_usage_error() -> None:
     with pytest.raises(WorkerError, match="cannot split") as caught:
         join("-d 'GPU", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import threading
 import time
@@ -12,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.errors import ExitCode, WorkerError
-from app.launch import ServerCommand
+from app.launch import ServerCommand, tell_status
 from app.p2p.keeper import Child, Keeper, KeeperLost
 from app.p2p.rpc import DeviceName, Probe, RpcError, parse_devices
 from app.p2p.server import CHECK_LIMIT, Down, Failed, OnChange, Ready, ServerState, Starting, describe
@@ -70,13 +69,15 @@ class Supervisor:
         *,
         start_timeout: float,
         port: int | None = None,
+        after_vain_start: Callable[[], None] = lambda: None,
         echo: Callable[[str], None] = print_line,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
     ) -> None:
         """`prepare` is called before every start: it verifies the files, unpacks them again where they were
         harmed, and raises `WorkerError` where it cannot. `probe` is `rpc.probe`. `start_timeout`: seconds from
-        a start to the first answer. `port`: see `Keeper.spawn`. `echo` gets every line that the server prints.
+        a start to the first answer. `port`: see `Keeper.spawn`. `after_vain_start` is called when a start was never
+        answered. `echo` gets every line that the server prints.
         """
         self._keeper = keeper
         self._prepare = prepare
@@ -84,6 +85,7 @@ class Supervisor:
         self._on_change = on_change
         self._start_timeout = start_timeout
         self._port = port
+        self._after_vain_start = after_vain_start
         self._echo = echo
         self._clock = clock
         self._stopping = threading.Event()
@@ -174,6 +176,8 @@ class Supervisor:
                 continue
             self._change(Down(f"rpc-server {end.how}"))
             vain = vain + 1 if end.answered is None else 0
+            if vain:
+                self._after_vain_start()
             if vain == ATTEMPTS:
                 raise _crashing(end)
             if end.answered is not None and end.answered >= STEADY:
@@ -204,7 +208,7 @@ class Supervisor:
             self._keeper.kill(child)
         status = child.wait(None)
         return _End(
-            how or _tell(status),
+            how or tell_status(status),
             output.wait_for_end(OUTPUT_LIMIT)[-LAST_LINES:],
             None if since is None else self._clock() - since,
             self._hung is child,
@@ -232,14 +236,6 @@ def _printed_devices(output: ServerOutput, number: int) -> tuple[DeviceName, ...
         return parse_devices("".join(f"{line}\n" for line in lines))
 
     return devices(output.wait_until(lambda lines: len(devices(lines)) >= number, DEVICES_LIMIT))
-
-
-def _tell(status: int | None) -> str:
-    """`status` as `subprocess` has it, to be read after "rpc-server"."""
-    if status is None or status >= 0:
-        return f"ended with exit status {status}"
-    known = {number.value: number.name for number in signal.Signals}
-    return f"was killed by {known.get(-status, f'signal {-status}')}"
 
 
 def _crashing(end: _End) -> WorkerError:

@@ -8,7 +8,8 @@ import platform
 import sys
 from queue import SimpleQueue
 
-from app import __version__, embedded, launch, onefile, payload, server_args
+from app import __version__, embedded, launch, onefile, server_args
+from app.backends.start import Start, Starter
 from app.embedded import Payload
 from app.errors import ExitCode, usage_error
 from app.options import P2pOptions
@@ -37,9 +38,10 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
     launch.leave_no_core()
     _check(options)
     authorities = join(options, os.environ)
-    arguments = server_args.join(options.llama_cpp_args, extra)
+    arguments = server_args.join(options.llama_cpp_args, extra, options.device)
     carried = embedded.payload()
-    _check_arguments(arguments, carried)
+    devices = _check_arguments(arguments, carried)
+    starter = None if options.no_runner else Starter(carried, options, arguments, devices, os.environ)
     events: SimpleQueue[ServerState | Arrived] = SimpleQueue()
     sys.unraisablehook = _log_unraisable
 
@@ -47,7 +49,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
     port: int = listener.getsockname()[1]
     identity = worker_id(options.id, options.instance, options.state_dir, port, os.environ)
     # The keeper before any thread, and before signals are held back: it would pass that on to the server.
-    keeper = None if options.no_runner else start_keeper(options.sandbox)
+    keeper = None if starter is None else start_keeper(options.sandbox)
     signals.block()
     signals.listen(events.put)
     try:
@@ -57,7 +59,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
             lender.server_changed(state)
             events.put(state)
 
-        server = _server(options, keeper, carried, arguments, changed)
+        server = _server(options, keeper, starter, changed)
         about = _about(options, identity.text, carried, keeper)
         context = server_context([mint(authority, Role.WORKER, identity.text) for authority in authorities])
         relay = Relay(context, about, server, lender)
@@ -90,38 +92,50 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
 def _check(options: P2pOptions) -> None:
     if options.no_runner and options.sandbox == "on":
         raise usage_error("--sandbox on cannot be had with --no-runner", "a server that you start is yours to sandbox")
+    if options.no_runner and (options.device or options.require_gpu or options.backend_dir):
+        raise usage_error(
+            "--device, --require-gpu and --backend-dir cannot be had with --no-runner",
+            "a server that you start has the devices that you give it",
+        )
     if options.runner_address != "127.0.0.1" and not options.no_runner:
         log.warning("the runner address counts with --no-runner only; our own rpc-server is reached on loopback")
 
 
-def _check_arguments(arguments: list[str], carried: Payload) -> None:
-    given = server_args.check(arguments, carried.manifest.server_options).given
-    if given & {"--host", "--port"}:
+def _check_arguments(arguments: list[str], carried: Payload) -> tuple[str, ...]:
+    """The devices that they name. Raises a usage error."""
+    checked = server_args.check(arguments, carried.manifest.server_options)
+    if checked.given & {"--host", "--port"}:
         raise usage_error("rpc-server's address is not to be chosen here", "heads reach it through --listen ADDR:PORT")
-    if "--help" in given:
+    if "--help" in checked.given:
         raise usage_error("rpc-server's help is no way to serve", "`worker llama-cpp-rpc -- --help` shows it")
+    return checked.devices
 
 
-def _server(
-    options: P2pOptions, keeper: Keeper | None, carried: Payload, arguments: list[str], changed: OnChange
-) -> RpcServer:
-    if keeper is None:
+def _server(options: P2pOptions, keeper: Keeper | None, starter: Starter | None, changed: OnChange) -> RpcServer:
+    if keeper is None or starter is None:
         address = (options.runner_address, options.runner_port or server_args.DEFAULT_PORT)
         return ExternalServer(address, rpc.probe, changed)
     if not keeper.sandboxed:
         log.warning("NO SANDBOX for rpc-server: %s. Every user of this machine can reach it.", keeper.reason)
         if keeper.hint:
             log.warning("%s", keeper.hint)
-    kept: list[payload.Assets] = []
+    kept: list[Start] = []
 
     def prepare() -> launch.ServerCommand:
-        kept.append(payload.ensure(carried, options.backend_assets_path, os.environ))
+        kept.append(starter.prepare())
         if len(kept) > 1:
-            os.close(kept.pop(0).fd)
-        return launch.server_command(kept[0], arguments, os.environ)
+            for fd in kept.pop(0).held:
+                os.close(fd)
+        return kept[0].command
 
     return Supervisor(
-        keeper, prepare, rpc.probe, changed, start_timeout=options.start_timeout, port=options.runner_port
+        keeper,
+        prepare,
+        rpc.probe,
+        changed,
+        start_timeout=options.start_timeout,
+        port=options.runner_port,
+        after_vain_start=starter.forget,
     )
 
 

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 
-LIMIT = 60.0
+LIMIT = 180.0
 """Seconds until llama-server must answer: a guard against hanging."""
 TOKENS = 48
 

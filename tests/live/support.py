@@ -126,7 +126,7 @@ def greedy(clients: Path, model: Path, rpc: str) -> list[str | Path]:
 
 def generate(clients: Path, model: Path, rpc: str) -> str:
     """What `greedy` prints."""
-    result = subprocess.run(greedy(clients, model, rpc), capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(greedy(clients, model, rpc), capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count(",") == 47, result.stdout
     return result.stdout

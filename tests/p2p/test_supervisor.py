@@ -39,6 +39,7 @@ class Watched:
         self.lines: list[str] = []
         self.delays: list[float] = []
         self.prepared = 0
+        self.in_vain = 0
         self.now = 0.0
         self.when_told: Callable[[ServerState], None] = lambda state: None
         self._command = command
@@ -52,7 +53,11 @@ class Watched:
             echo=self.lines.append,
             clock=lambda: self.now,
             pause=self.delays.append,
+            after_vain_start=self._after_vain_start,
         )
+
+    def _after_vain_start(self) -> None:
+        self.in_vain += 1
 
     def _prepare(self) -> ServerCommand:
         self.prepared += 1
@@ -209,7 +214,7 @@ def test_a_server_that_ends_at_once_is_given_up_with_its_last_lines(
     assert how in error.message.splitlines()[0]
     assert last_line in error.message
     assert error.hint
-    assert watched.prepared == ATTEMPTS <= 10
+    assert watched.prepared == watched.in_vain == ATTEMPTS <= 10
     assert len(watched.delays) == ATTEMPTS - 1
     assert Ready not in watched.kinds
 
