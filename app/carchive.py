@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from app.errors import WorkerError
+from app.errors import ExitCode, WorkerError
 
 EXECUTABLE = "/proc/self/exe"
 """Not `sys.executable`: after an upgrade that path is another file than the one that runs."""
@@ -38,7 +39,7 @@ class Entry:
 
 
 def entries(file: BinaryIO) -> dict[str, Entry]:
-    """The uncompressed entries of type `a` in `file`, by name. Raises `WorkerError` if it has no archive."""
+    """The uncompressed entries of type `a` in `file`, by name. Raises `WorkerError` without a whole archive."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _TAIL))
     tail = file.read()
@@ -47,14 +48,27 @@ def entries(file: BinaryIO) -> dict[str, Entry]:
         raise WorkerError("this program carries no rpc-server", "start the packaged file: python3 build.py makes it")
     _, length, table_offset, table_length, _, _ = _COOKIE.unpack_from(tail, at)
     start = size - len(tail) + at + _COOKIE.size - length
-    file.seek(start + table_offset)
-    table = file.read(table_length)
-    found = {}
+    try:
+        if start < 0:
+            raise ValueError("it is longer than the file")
+        file.seek(start + table_offset)
+        return dict(_read_table(file.read(min(table_length, length)), start, length))
+    except (ValueError, struct.error) as error:
+        raise WorkerError(
+            f"the archive in this program is broken: {error}",
+            "this copy of the program is damaged: copy it again",
+            ExitCode.ASSETS,
+        ) from error
+
+
+def _read_table(table: bytes, start: int, length: int) -> Iterator[tuple[str, Entry]]:
+    """Of an archive of `length` bytes that begins at `start` in the file."""
     position = 0
     while position < len(table):
         entry_length, offset, data_length, _, compressed, kind = _ENTRY.unpack_from(table, position)
+        if entry_length < _ENTRY.size or offset + data_length > length:
+            raise ValueError("an entry leads nowhere")
         if kind == b"a" and not compressed:
             name = table[position + _ENTRY.size : position + entry_length].rstrip(b"\0").decode()
-            found[name] = Entry(start + offset, data_length)
+            yield name, Entry(start + offset, data_length)
         position += entry_length
-    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app import carchive, manifest
+from app.errors import ExitCode, WorkerError
 from app.manifest import Manifest
 
 MANIFEST_ENTRY = "payload/manifest.json"
@@ -27,8 +28,12 @@ class Payload:
 
 
 def payload() -> Payload:
-    """The payload of the running file. Raises `WorkerError` when it carries none."""
-    return Payload(manifest.from_json(_read(MANIFEST_ENTRY)), lambda number: _read(SEGMENT_ENTRY.format(number)))
+    """The payload of the running file. Raises `WorkerError` when it carries none, or a broken one."""
+    try:
+        table = manifest.from_json(_read(MANIFEST_ENTRY))
+    except ValueError as error:
+        raise _damaged(str(error)) from error
+    return Payload(table, lambda number: _read(SEGMENT_ENTRY.format(number)))
 
 
 def about() -> dict[str, Any]:
@@ -44,4 +49,15 @@ def licenses() -> str:
 
 def _read(name: str) -> bytes:
     with Path(carchive.EXECUTABLE).open("rb") as file:
-        return carchive.entries(file)[name].read(file)
+        entry = carchive.entries(file).get(name)
+        if entry is None:
+            raise _damaged(f"it holds no {name}")
+        return entry.read(file)
+
+
+def _damaged(why: str) -> WorkerError:
+    return WorkerError(
+        f"the carried files are broken: {why}",
+        "this copy of the program is damaged: copy it again",
+        ExitCode.ASSETS,
+    )

@@ -85,14 +85,22 @@ class Manifest:
 
 
 def from_json(data: bytes) -> Manifest:
-    """The inverse of `Manifest.to_json`. Raises `ValueError` on a path that leaves the directory."""
-    plain = json.loads(data)
-    files = {path: FileEntry(*entry) for path, entry in plain["files"].items()}
-    for path in files:
-        if path.startswith("/") or not all(part not in ("", ".", "..") for part in path.split("/")):
-            raise ValueError(f"unsafe path in the manifest: {path!r}")
-    native: dict[str, Any] = plain["native"]
-    for name in ("backends", "cpu_variants", "cpu_variants_run"):
-        native[name] = tuple(native[name])
-    options = tuple(ServerOption(tuple(flags), value) for flags, value in plain["server_options"])
-    return Manifest(files, options, Native(**native))
+    """The inverse of `Manifest.to_json`. Raises `ValueError` for anything else, also a path that leads outside."""
+    try:
+        plain = json.loads(data)
+        files = {path: _entry(path, *values) for path, values in plain["files"].items()}
+        native: dict[str, Any] = plain["native"]
+        for name in ("backends", "cpu_variants", "cpu_variants_run"):
+            native[name] = tuple(native[name])
+        options = tuple(ServerOption(tuple(flags), value) for flags, value in plain["server_options"])
+        return Manifest(files, options, Native(**native))
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"no manifest: {error}") from error
+
+
+def _entry(path: str, sha256: str, size: int, mode: int) -> FileEntry:
+    if not path.isprintable() or not all(part not in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"unsafe path in the manifest: {path!r}")
+    if type(sha256) is not str or type(size) is not int or type(mode) is not int or size < 0 or mode & ~0o777:
+        raise ValueError(f"no hash, size and mode: {path!r}")
+    return FileEntry(sha256, size, mode)

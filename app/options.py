@@ -242,7 +242,7 @@ class P2pOptions:
     id: Optional[str] = _option("--id", help="the worker id, in place of the kept one", metavar="ID")
     sandbox: str = _option(
         "--sandbox",
-        help="run rpc-server in a network namespace of its own",
+        help="shut rpc-server in: a network, files and system calls of its own",
         metavar="WHEN",
         choices=("auto", "on", "off"),
         fallback="auto",

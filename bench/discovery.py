@@ -53,7 +53,7 @@ zeroconf = Zeroconf(interfaces=[sys.argv[2]])
 for number in range(int(sys.argv[3])):
     name, lender = f"many-{number:03}", Lender()
     lender.start(NoServer())
-    about = About(name, name, "0", "0", "0", "on")
+    about = About(name, name, "0", "0", "0", lambda: "on")
     relay = Relay(server_context([mint(ca, Role.WORKER, name)]), about, NoServer(), lender)
     relay.start([listen(sys.argv[2], 30000 + number)])
     properties = {"v": "1", "tag": ca.tag, "id": name, "rpc": "7.0.0"}

@@ -64,4 +64,5 @@ def test(built: Built, selected: list[str]) -> None:
 def run(built: Built, module: str, words: list[str]) -> NoReturn:
     """Run one of the programs that measure or attack, `python -m MODULE WORDS...`, and end with its status."""
     command = [str(PYTHON), "-m", module, *words]
-    sys.exit(subprocess.run(command, cwd=ROOT, env=built.environment, check=False).returncode)
+    env = built.environment | ({"WORKER_FAULTS": "full"} if module == "tests.faults" else {})
+    sys.exit(subprocess.run(command, cwd=ROOT, env=env, check=False).returncode)

@@ -37,6 +37,8 @@ class Wishes(NamedTuple):
     visible: str | None = None
     """The user's own GGML_VK_VISIBLE_DEVICES: what it names is taken, slow or not."""
     require_gpu: bool = False
+    insist: bool = False
+    """Name a GPU that is served: a server that cannot reach it ends, in place of serving the CPU without a word."""
 
 
 class Skipped(NamedTuple):
@@ -72,8 +74,8 @@ def plan(findings: Findings, wishes: Wishes) -> Plan:
         passed_over = [one.device for one in skipped]
         good = tuple(device for device in findings.devices if device.is_gpu and device not in passed_over)
         served = good or tuple(device for device in findings.devices if device.type == "cpu")[:1]
-        chosen = tuple(device.name for device in served) if any(device.is_gpu for device in passed_over) else ()
-        found = Plan(served, chosen, None, skipped)
+        named = (bool(good) and wishes.insist) or any(device.is_gpu for device in passed_over)
+        found = Plan(served, tuple(device.name for device in served) if named else (), None, skipped)
     if not found.served:
         raise WorkerError(
             "no backend of this file computes on this machine: "

@@ -120,8 +120,12 @@ def _parse(out: bytes) -> list[dict[str, Any]]:
     events = []
     for line in out.decode(errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
-        except ValueError:  # the last line of one that died
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # the last line of one that died
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        else:
             log.debug("probe: %s", line)
     return events
 

@@ -54,7 +54,9 @@ class Starter:
         self._own = _own_backends(options.backend_dir)
         visible = launch.user_environment(environ).get(_VISIBLE)
         required = not isinstance(options, DevicesOptions) and options.require_gpu
-        self._wishes = Wishes(devices, visible, required)
+        # In p2p mode a sandbox stands between the server and the driver, and is lifted when the server ends at once.
+        insist = isinstance(options, P2pOptions)
+        self._wishes = Wishes(devices, visible, required, insist)
         self._said: Plan | None = None
         self._kept: tuple[Path, str] | None = None
 

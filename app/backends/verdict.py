@@ -60,7 +60,7 @@ def read(base: Path, name: str) -> Findings | None:
             if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SIZE:
                 return None
             return findings.from_json(os.read(fd, MAX_SIZE))
-    except (OSError, WorkerError, ValueError, TypeError):
+    except (OSError, WorkerError, ValueError, TypeError, RecursionError):
         return None
 
 

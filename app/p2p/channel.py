@@ -5,14 +5,15 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import struct
 import time
 from contextlib import suppress
 from threading import Lock
 
 from app.p2p.identity import token_refused
 
-BLOCK = 256 * 1024
-"""Bytes moved at a time. 64 KiB to 1 MiB were as fast; `SSLSocket`, which hands out one 16 KiB record, was not."""
+BLOCK = 320 * 1024
+"""Bytes moved at a time: large blocks cost less (docs/SPEED.md), and three of these are still less than 1 MiB."""
 HANDSHAKE_TIMEOUT = 4.0
 """Seconds for a whole handshake: on a LAN it takes milliseconds, and who dribbles is to be gone within five."""
 FIRST_BYTE_TIMEOUT = 2.0
@@ -25,6 +26,8 @@ MAX_HANDSHAKE = 16 * 1024
 _HANDSHAKE_BLOCK = 4096
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
 _WORKER_USER_TIMEOUT_MS = 20_000
+_RESET = struct.pack("ii", 1, 0)
+"""struct linger of socket(7): a close that drops what is unsent and resets the connection."""
 
 
 class ChannelError(Exception):
@@ -63,7 +66,6 @@ class Channel:
         self._reading = Lock()
         self._closing = Lock()
         self._closed = False
-        self._raw = memoryview(b"")
         self._more = True  # whether a record may be waiting in `_incoming`
         _notice_a_dead_peer(sock, worker=server_side)
 
@@ -114,7 +116,6 @@ class Channel:
                 raise ChannelError("the handshake took too long") from error
             except OSError as error:
                 raise self._broken(error) from error
-        self._raw = memoryview(bytearray(BLOCK))
 
     def _shake_hands(self, begin: float, deadline: float) -> None:
         limit = begin
@@ -151,6 +152,7 @@ class Channel:
     def read_into(self, view: memoryview, timeout: float | None = None) -> int:
         """Put at least one byte into `view` and tell how many; 0 when the peer has said goodbye.
 
+        What arrives is received into `view` too, before it is decrypted: the rest of `view` is overwritten.
         Raises ChannelCut when the stream just stops, ChannelError when it was
         tampered with or this side has closed, ChannelRefused; TimeoutError when
         nothing came for `timeout` seconds, and then it may be tried again.
@@ -161,16 +163,16 @@ class Channel:
             while True:
                 # Looking for a record where none is costs an exception.
                 if received or self._more:
-                    count = self._decrypt(self._raw[:received], view)
+                    count = self._decrypt(view[:received], view)
                     if count is not None:
                         return count
-                received = self._receive(deadline)
+                received = self._receive(view, deadline)
 
-    def _receive(self, deadline: float | None) -> int:
+    def _receive(self, view: memoryview, deadline: float | None) -> int:
         if deadline is not None:
             _wait_for(self._sock, select.POLLIN, _left(deadline))
         try:
-            received = self._sock.recv_into(self._raw)
+            received = self._sock.recv_into(view)
         except OSError as error:
             raise self._broken(error) from error
         if not received:
@@ -179,24 +181,23 @@ class Channel:
 
     def _decrypt(self, sealed: memoryview, view: memoryview) -> int | None:
         """Take in `sealed`; how many bytes of `view` are filled, 0 at the end, None when no whole record is there."""
-        count = 0
+        count, size = 0, len(view)
+        tls, incoming = self._tls, self._incoming
         with self._using_tls:
             if self._closed:  # `close` may have taken what was received
                 raise self._broken()
-            self._incoming.write(sealed)
+            incoming.write(sealed)
             self._more = True
             try:
-                while True:
-                    rest = view[count:] if count else view
-                    got: int = self._tls.read(len(rest), rest)  # type: ignore[assignment]  # into a buffer: a count
+                while count < size:  # a record at a time: the innermost loop of all
+                    got: int = tls.read(size - count, view[count:])  # type: ignore[assignment]  # into a buffer: a count
                     if not got:
                         return count
                     count += got
-                    if not (self._incoming.pending or self._tls.pending()):
+                    if not (incoming.pending or tls.pending()):
                         self._more = False
-                        return count
-                    if count == len(view):
-                        return count
+                        break
+                return count
             except ssl.SSLWantReadError:
                 self._more = False
                 return count or None
@@ -236,23 +237,25 @@ class Channel:
         """Say goodbye, wake whoever reads or writes, close the socket; from any thread, any number of times.
 
         A peer that reads nothing gets no goodbye, nor does one to which another
-        thread is still writing: to them it is a cut, as it should be.
+        thread is still writing: to them it is a cut, as it should be, and at once.
         """
         with self._closing:
             if self._closed:
                 return
             self._closed = True
-            self._last_words(goodbye=True)
             with suppress(OSError):
+                if not self._last_words(goodbye=True):
+                    # A reset overtakes what is stuck; the end of the stream would wait behind it, for ever if need be.
+                    self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self._sock.shutdown(socket.SHUT_RDWR)
             # A descriptor's number may be used again as soon as it is free, so nobody may be left in a system call.
             with self._reading, self._sending:
                 self._sock.close()
 
-    def _last_words(self, goodbye: bool = False) -> None:
-        """Send an alert, or the goodbye that makes an end of a cut, without waiting for long."""
+    def _last_words(self, goodbye: bool = False) -> bool:
+        """Send an alert, or the goodbye that makes an end of a cut; False when there was no room for long."""
         if not self._sending.acquire(blocking=False):
-            return
+            return False
         try:
             with self._using_tls:
                 if goodbye:
@@ -261,9 +264,14 @@ class Channel:
                         self._tls.unwrap()
                 sealed = self._outgoing.read()
             if sealed:
-                with suppress(OSError):
+                try:
                     _wait_for(self._sock, select.POLLOUT, CLOSE_TIMEOUT)
                     self._sock.send(sealed, socket.MSG_DONTWAIT)
+                except (TimeoutError, BlockingIOError):
+                    return False
+                except OSError:  # the peer has gone
+                    pass
+            return True
         finally:
             self._sending.release()
 

@@ -2,8 +2,9 @@
 
 A stranger is a connection that has not proved that it knows the token. It costs a
 thread and a descriptor, so there are few places; a newcomer takes the place of the
-oldest stranger of its own source, or of all. Whoever floods drives out itself
-first, and an honest head needs its place for milliseconds only.
+oldest stranger of its own source, or of the source that has most of them. Whoever
+floods, from one address or some dozens, drives out itself first, and an honest head
+needs its place for milliseconds only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ipaddress
 import logging
 import socket
 import time
+from collections import Counter
 from contextlib import suppress
 from threading import Lock
 
@@ -54,11 +56,11 @@ class Gate:
         """A stranger has come from the IP `address`; an older one may have to go for it."""
         visit = Visit(sock, _source(address))
         with self._lock:
-            same = [other for other in self._strangers if other.source == visit.source]
-            if len(same) >= MAX_STRANGERS_PER_SOURCE:
-                self._send_away(same[0])
+            places = Counter(other.source for other in self._strangers)
+            if places[visit.source] >= MAX_STRANGERS_PER_SOURCE:
+                self._send_oldest_away(visit.source)
             elif len(self._strangers) >= MAX_STRANGERS:
-                self._send_away(self._strangers[0])
+                self._send_oldest_away(places.most_common(1)[0][0])
             self._strangers.append(visit)
         return visit
 
@@ -90,6 +92,9 @@ class Gate:
         with self._lock:
             for visit in (*self._strangers, *self._members):
                 visit.send_away()
+
+    def _send_oldest_away(self, source: str) -> None:
+        self._send_away(next(visit for visit in self._strangers if visit.source == source))
 
     def _send_away(self, visit: Visit) -> None:
         self._strangers.remove(visit)

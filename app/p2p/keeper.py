@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import select
 import signal
 import socket
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from app.errors import WorkerError
-from app.launch import ServerCommand
-from app.p2p import keeper_process, namespace
-from app.p2p.keeper_process import ANSWER, PACKET, REQUEST, STATUS, Verb
+from app.launch import ServerCommand, tell_status
+from app.p2p import confinement, keeper_process, layers, namespace
+from app.p2p.keeper_process import ANSWER, PACKET, REQUEST, STATUS, Start, Verb
+from app.p2p.layers import OF_THE_PROCESS, WORDS, Layer, names
 from app.p2p.procnet import IPV4, holds_one_of, listeners
 
 ANSWER_LIMIT = 10.0
@@ -36,6 +40,8 @@ KILL_LIMIT = 5.0
 SANDBOX_PORT = 5052
 """rpc-server's port where it has a loopback of its own. Below the ephemeral ports: a dial to one of those
 before the server listens may be given the same port as its source, and then it has reached itself."""
+
+log = logging.getLogger(__name__)
 
 
 class KeeperLost(ConnectionError):
@@ -76,33 +82,59 @@ class Child:
 class Keeper:
     """Runs rpc-server, one at a time, and reaches it. Any thread may call any method."""
 
-    def __init__(self, pid: int, control: socket.socket, reason: str = "", hint: str = "") -> None:
-        self.reason = reason
-        """Why there is no sandbox; empty when there is one."""
-        self.hint = hint
-        """What can be done about it."""
+    def __init__(
+        self,
+        pid: int,
+        control: socket.socket,
+        granted: frozenset[Layer] | None,
+        missing: Mapping[Layer, str],
+        *,
+        may_give_way: bool,
+    ) -> None:
+        self.missing = missing
+        """Why each layer of the sandbox that is not in force from the start is not."""
         self._pid = pid
         self._control = control
         self._talking = threading.Lock()
+        self._granted = granted
+        self._layers = granted
+        """In force; None is `--sandbox off`: the server does not even give up its privileges."""
+        self._undecided = may_give_way and granted is not None and not granted.isdisjoint(OF_THE_PROCESS)
+        """Whether no server could be reached yet, so that the layers may still be what keeps it from starting."""
+        self._unreached: Child | None = None
+        """The newest one, until we end it."""
 
     @property
     def sandboxed(self) -> bool:
         """Whether the server has a network of its own."""
-        return not self.reason
+        return Layer.NETWORK in (self._layers or ())
+
+    @property
+    def reason(self) -> str:
+        """Why it has not; empty when it has."""
+        return self.missing.get(Layer.NETWORK, "")
+
+    @property
+    def sandbox(self) -> str:
+        """The layers in force, such as "network+files+calls", or "off"."""
+        return names(self._layers or ())
 
     def spawn(self, command: ServerCommand, port: int | None = None) -> Child:
         """Start rpc-server when the last one has ended.
 
-        `port` counts without a sandbox only (default: a free one). Our address stands last, so that it
+        `port` counts without a network of its own only (default: a free one). Our address stands last, so that it
         wins over one among the user's arguments. Raises `OSError`: the program cannot be run, the port is taken.
         """
+        if self._undecided and self._unreached is not None and (status := self._unreached.wait(0)) is not None:
+            self._give_way(tell_status(status))
         port = SANDBOX_PORT if self.sandboxed else _free_port(port or 0)
-        argv = [*command.argv, "--host", "127.0.0.1", "--port", str(port)]
+        confinement.make_device_nodes(command.env)
+        start = self._shut_in(command, [*command.argv, "--host", "127.0.0.1", "--port", str(port)])
         output, output_end = os.pipe()
         ended, ended_end = os.pipe()
         try:
             with os.fdopen(os.memfd_create("command"), "w") as text:  # it may be longer than a packet
-                json.dump([argv, command.env, str(command.cwd)], text)
+                json.dump(asdict(start), text)
                 text.flush()
                 pid, _ = self._ask(Verb.SPAWN, 0, [text.fileno(), output_end, ended_end])
         except OSError:
@@ -112,10 +144,34 @@ class Keeper:
         finally:
             os.close(output_end)
             os.close(ended_end)
-        return Child(pid, port, output, ended)
+        self._unreached = child = Child(pid, port, output, ended)
+        return child
+
+    def _shut_in(self, command: ServerCommand, argv: list[str]) -> Start:
+        in_force = self._layers or frozenset()
+        env: dict[str, str] = command.env
+        rules: Sequence[tuple[str, int]] | None = None
+        if Layer.FILES in in_force:
+            confined = confinement.confine(command)
+            env, rules = dict(confined.env), confined.rules
+        return Start(argv, env, str(command.cwd), self._layers is not None, rules, Layer.CALLS in in_force)
+
+    def _give_way(self, how: str) -> None:
+        """The last server ended before anybody reached it: one start without what may have kept it from its driver."""
+        if self._layers == self._granted:
+            self._layers = (self._granted or frozenset()) - set(OF_THE_PROCESS)
+            log.warning(
+                "THE SANDBOX GIVES WAY, once: rpc-server %s before it could be reached, as with a driver that needs "
+                "more than %s leaves it. The next start has %s; --sandbox on would refuse that.",
+                how, names(self._granted or ()), self.sandbox,
+            )  # fmt: skip
+        else:
+            self._layers, self._undecided = self._granted, False
+            log.warning("the sandbox was not what kept rpc-server from starting: it is back to %s", self.sandbox)
 
     def kill(self, child: Child) -> None:
         """End `child`, gently at first; return when it has ended or cannot be ended."""
+        self._unreached = None
         for verb, limit in ((Verb.TERMINATE, TERM_LIMIT), (Verb.KILL, KILL_LIMIT)):
             if child.wait(0) is None:
                 self._ask(verb, child.pid)
@@ -137,6 +193,7 @@ class Keeper:
             if not self.sandboxed and not holds_one_of(Path(f"/proc/{child.pid}"), listeners(child.port, IPV4)):
                 raise ConnectionRefusedError(errno.ECONNREFUSED, f"port {child.port} is not rpc-server's")
             connection.setblocking(True)
+            self._undecided = False
         except OSError:
             connection.close()
             raise
@@ -167,30 +224,46 @@ class Keeper:
 def start_keeper(sandbox: str) -> Keeper:
     """Fork the keeper; in the main thread, before there is another.
 
-    `sandbox`: "on" raises `WorkerError` with the kernel's reason where it refuses a namespace, "auto"
-    does without one and keeps the reason, "off" does not try.
+    `sandbox`: "on" raises `WorkerError` with the kernel's reason where it refuses a layer, "auto" leaves that one
+    out and says so, "off" does not try.
     """
-    reason, hint = "--sandbox off", ""
-    if sandbox != "off":
+    if sandbox == "off":
+        log.warning(
+            "NO SANDBOX for rpc-server: --sandbox off. Every user of this machine can reach it, and who "
+            "takes it over can do all that you can."
+        )
+        return _fork(frozenset(), dict.fromkeys(Layer, "--sandbox off"), sandbox)
+    missing = layers.refusals()
+    granted = frozenset(OF_THE_PROCESS) - missing.keys()
+    keeper = None
+    if sandbox != "on" or not missing:
         try:
-            return _fork(sandboxed=True)
+            keeper = _fork(granted | {Layer.NETWORK}, missing, sandbox)
         except OSError as error:
-            reason, hint = str(error.strerror), namespace.remedy(os.geteuid())
+            missing[Layer.NETWORK] = str(error.strerror)
+    for layer, reason in missing.items():
+        words = WORDS[layer]
+        hint = words.remedy or namespace.remedy(os.geteuid())
         if sandbox == "on":
-            raise WorkerError(f"rpc-server cannot have a network of its own: {reason}", hint)
-    return _fork(sandboxed=False, reason=reason, hint=hint)
+            raise WorkerError(f"rpc-server cannot have {words.what}: {reason}", hint)
+        log.warning("THE SANDBOX LACKS A LAYER: rpc-server has not %s: %s. %s", words.what, reason, words.risk)
+        log.warning("%s", hint)
+    keeper = keeper or _fork(granted, missing, sandbox)
+    log.info("rpc-server's sandbox: %s", keeper.sandbox)
+    return keeper
 
 
-def _fork(sandboxed: bool, reason: str = "", hint: str = "") -> Keeper:
+def _fork(granted: frozenset[Layer], missing: Mapping[Layer, str], sandbox: str) -> Keeper:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     launcher = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        keeper_process.run(theirs, sandboxed, launcher)
+        keeper_process.run(theirs, Layer.NETWORK in granted, launcher)
     theirs.close()
     ours.settimeout(ANSWER_LIMIT)
-    keeper = Keeper(pid, ours, reason, hint)
+    in_force = None if sandbox == "off" else granted
+    keeper = Keeper(pid, ours, in_force, missing, may_give_way=sandbox == "auto")
     try:
         _receive(ours)
     except OSError:

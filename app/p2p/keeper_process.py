@@ -15,20 +15,37 @@ import socket
 import struct
 import subprocess
 import traceback
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import NoReturn
 
 from app.launch import bind_to_parent
-from app.p2p import namespace
+from app.p2p import layers, namespace
+from app.p2p.landlock import Access, Ruleset
+
+
+@dataclass(frozen=True)
+class Start:
+    """A server and what it is shut in by. `env` and `cwd` are as `subprocess` has them."""
+
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    sandboxed: bool = False
+    """Whether it gives up its privileges, and has the layers that follow."""
+    rules: Sequence[tuple[str, int]] | None = None
+    """Paths and an `Access` to each, for Landlock; None is without."""
+    calls: bool = False
 
 
 class Verb(IntEnum):
     """What is asked, and what its argument is."""
 
     SPAWN = 1
-    """None; brings three descriptors: the command as JSON, its output, where its end is told. Answers its pid."""
+    """None; brings three descriptors: a `Start` as JSON, its output, where its end is told. Answers its pid."""
     TERMINATE = 2
     """A pid, and no error when it has ended already."""
     KILL = 3
@@ -76,6 +93,12 @@ def run(control: socket.socket, sandboxed: bool, launcher: int) -> NoReturn:
         os._exit(status)  # what the launcher has registered to run at its end is not ours
 
 
+def _become_a_server(keeper: int, start: Start, ruleset: Ruleset | None) -> None:
+    if start.sandboxed:
+        layers.put_on(ruleset, start.calls)
+    _tie_to(keeper)
+
+
 def _tie_to(parent: int) -> None:
     """Die with `parent`, also when it is dead already."""
     bind_to_parent()
@@ -107,6 +130,8 @@ class _Keeping:
         self._server: subprocess.Popen[bytes] | None = None
         self._ended = -1
         """Where its end is told."""
+        self._held = ExitStack()
+        """What stays open while it runs, `_ended` too."""
 
     def serve(self) -> None:
         """Answer until the launcher is gone, and take the server along."""
@@ -143,7 +168,7 @@ class _Keeping:
         if self._server is not None and (status := self._server.poll()) is not None:
             with suppress(BrokenPipeError):
                 os.write(self._ended, STATUS.pack(status))
-            os.close(self._ended)
+            self._held.close()
             self._server = None
 
     def _obey(self, verb: Verb, argument: int, descriptors: list[int]) -> None:
@@ -159,31 +184,35 @@ class _Keeping:
             _answer(self._control, error=error)
 
     def _spawn(self, command: int, output: int, ended: int) -> None:
-        """Start the server; stdin is empty, and it leads a process group of its own."""
-        with os.fdopen(command) as text, os.fdopen(output, "wb") as out:
+        """Start the server, shut in; stdin is empty, and it leads a process group of its own."""
+        with os.fdopen(command) as text, os.fdopen(output, "wb") as out, ExitStack() as held:
+            held.callback(os.close, ended)
             text.seek(0)
-            argv, env, cwd = json.load(text)
-            try:
-                if self._server is not None:
-                    raise OSError(errno.EBUSY, "a server runs already")
-                self._server = subprocess.Popen(
-                    argv,
-                    env=env,
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                    # rpc-server sends without MSG_NOSIGNAL: a client that goes before its answer would kill it.
-                    # Python ignores SIGPIPE, and what is ignored stays so across exec.
-                    restore_signals=False,
-                    preexec_fn=partial(_tie_to, os.getpid()),
-                )
-            except BaseException:
-                os.close(ended)
-                raise
-        self._ended = ended
-        _answer(self._control, self._server.pid)
+            start = Start(**json.load(text))
+            if self._server is not None:
+                raise OSError(errno.EBUSY, "a server runs already")
+            ruleset = None
+            if start.rules is not None:
+                ruleset = held.enter_context(Ruleset())
+                for path, access in start.rules:
+                    ruleset.allow(path, Access(access))
+            server = subprocess.Popen(  # it says EINVAL for what `_become_a_server` raises; `layers` has tried that
+                start.argv,
+                env=start.env,
+                cwd=start.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                # rpc-server sends without MSG_NOSIGNAL: a client that goes before its answer would kill it.
+                # Python ignores SIGPIPE, and what is ignored stays so across exec.
+                restore_signals=False,
+                preexec_fn=partial(_become_a_server, os.getpid(), start, ruleset),
+            )
+            if ruleset is not None:
+                ruleset.pin(f"/proc/{server.pid}/task")  # the child's own descriptors ended with its exec
+            self._server, self._ended, self._held = server, ended, held.pop_all()
+        _answer(self._control, server.pid)
 
     def _dial(self, port: int) -> None:
         """Hand out a socket as soon as it belongs to this namespace; waiting for it is the caller's part."""

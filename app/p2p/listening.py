@@ -10,7 +10,7 @@ from pathlib import Path
 from app.errors import WorkerError, usage_error
 from app.p2p.procnet import IPV4, IPV6, holds_one_of, listeners
 
-BACKLOG = 128
+BACKLOG = 1024
 
 
 def parse_address(text: str, flag: str) -> tuple[str, int]:

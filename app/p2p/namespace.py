@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import socket
@@ -10,8 +9,12 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+from app.p2p.libc import call
+
 _CLONE_NEWUSER = 0x10000000  # linux/sched.h
 _CLONE_NEWNET = 0x40000000
+_CLONE_NEWIPC = 0x08000000
+"""System V's shared memory, which has neither a path nor a socket."""
 _IFF_UP = 0x1  # linux/if.h
 _SIOCSIFFLAGS = 0x8914  # linux/sockios.h
 _IFREQ = struct.Struct("16sH22x")
@@ -31,7 +34,7 @@ _REMEDIES = (
 
 
 def enter() -> None:
-    """Leave the machine's network for a new one whose only interface, `lo`, is up.
+    """Leave the machine's network for a new one whose only interface, `lo`, is up, and its shared memory.
 
     Root takes a network namespace only: a user namespace that maps uid 0 alone would lose it the
     files of everybody else. Others need a user namespace around it, and keep their ids in it.
@@ -41,9 +44,9 @@ def enter() -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
-        _unshare(_CLONE_NEWNET)
+        call("unshare", _CLONE_NEWNET | _CLONE_NEWIPC)
     else:
-        _unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
+        call("unshare", _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC)
         _write("/proc/self/setgroups", "deny")  # user_namespaces(7): or the kernel refuses the map of groups
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
@@ -58,13 +61,6 @@ def remedy(uid: int, switches: Path = Path("/proc/sys")) -> str:
                 if (switches / switch).read_text().strip() == forbidding:
                     return f"{hint}; {_WITHOUT}"
     return f"a container or a service manager may forbid it: look at its security options; {_WITHOUT}"
-
-
-def _unshare(flags: int) -> None:
-    # os.unshare comes with Python 3.12
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(flags) != 0:
-        raise _refused("unshare", ctypes.get_errno())
 
 
 def _write(path: str, text: str) -> None:

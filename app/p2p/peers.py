@@ -11,6 +11,8 @@ from app.errors import WorkerError, usage_error
 from app.options import DEFAULT_PORT
 
 MAX_FILE_CHARS = 1 << 20
+_SHOWN = 80
+"""Characters of a wrong peer that an error repeats: a wrong file may be one long line."""
 _HOST = re.compile(r"[^\s,/@\[\]]{1,253}")
 _HINT = "such as 10.0.0.5, box.lan:25052 or [fe80::1%eth0]:25052"
 
@@ -28,6 +30,7 @@ class Peer:
 
 def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> Peer:
     """`host`, `host:port`, `[v6]:port`, `[v6]` or a bare IPv6 address. Raises a usage error."""
+    wrong = f"{text[:_SHOWN]!r} is no peer"
     match = re.fullmatch(r"\[(?P<v6>[^\[\]]+)\](?::(?P<p6>.*))?|(?P<host>[^:]+)(?::(?P<port>[^:]*))?", text.strip())
     if match is not None:
         host, port = match["v6"] or match["host"], match["p6"] if match["v6"] else match["port"]
@@ -36,11 +39,11 @@ def parse_peer(text: str, default_port: int = DEFAULT_PORT) -> Peer:
     if (match is None or match["v6"]) and not _is_ipv6(host):
         host = ""
     if not _HOST.fullmatch(host):
-        raise usage_error(f"{text!r} is no peer", _HINT)
+        raise usage_error(wrong, _HINT)
     if port is None:
         return Peer(host, default_port)
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise usage_error(f"{text!r} is no peer: a port is a number from 1 to 65535", _HINT)
+        raise usage_error(f"{wrong}: a port is a number from 1 to 65535", _HINT)
     return Peer(host, int(port))
 
 

@@ -13,6 +13,8 @@ from threading import Thread
 
 from app.p2p.channel import BLOCK, Channel, ChannelCut, ChannelError
 
+PLAIN_BUFFER = 256 * 1024
+"""Bytes of each of the plain socket's two buffers. The kernel's own grow to megabytes, which no cache holds."""
 UNREAD_LIMIT = 5.0
 """Seconds that a local program has to read what came before the peer's end."""
 
@@ -62,6 +64,8 @@ def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
             if plain.family != socket.AF_UNIX:
                 # rpc-server answers in pieces; with Nagle's algorithm each waits for the last one's ACK.
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                plain.setsockopt(socket.SOL_SOCKET, option, PLAIN_BUFFER)
             sender.start()
             received = _receive(plain, channel, traffic, watch)
             ends.append(received)
@@ -109,6 +113,7 @@ def _deliver(plain: socket.socket, view: memoryview, channel: Channel, watch: in
 
     A server that hangs reads nothing for ever, and while we wait for it nobody reads
     the channel. So the wait looks at both: at `watch`, the channel's socket, for its end.
+    What came before a clean end is delivered, if it is read at all; a reset is none.
     """
     patience: float | None = None
     while view:
@@ -119,13 +124,12 @@ def _deliver(plain: socket.socket, view: memoryview, channel: Channel, watch: in
             pass
         poll = select.poll()
         poll.register(plain, select.POLLOUT)
-        if patience is None:
-            poll.register(watch, select.POLLRDHUP)
+        poll.register(watch, select.POLLRDHUP if patience is None else 0)  # a reset is told unasked
         ready = dict(poll.poll(patience))
         if plain.fileno() not in ready:
-            if channel.closed or patience is not None:
+            if channel.closed or patience is not None or ready[watch] & select.POLLERR:
                 return False
-            patience = UNREAD_LIMIT * 1000  # what came before a clean end is delivered, if it is read at all
+            patience = UNREAD_LIMIT * 1000
     return True
 
 

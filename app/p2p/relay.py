@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ssl import SSLContext
@@ -60,7 +60,8 @@ class About:
     version: str
     llama_cpp: str
     llama_cpp_commit: str
-    sandbox: str
+    sandbox: Callable[[], str]
+    """The layers that are in force now."""
 
 
 class Relay:
@@ -178,7 +179,7 @@ class Relay:
                     about.version,
                     about.llama_cpp,
                     about.llama_cpp_commit,
-                    about.sandbox,
+                    about.sandbox(),
                     self._lender.status(),
                 )
             )

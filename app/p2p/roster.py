@@ -21,6 +21,9 @@ from app.p2p.frames import Hello, Status
 from app.p2p.identity import Peer
 from app.p2p.link import Address, Ended, Greeting, Head, Link
 
+MAX_ROUTES = 8
+"""Announcements kept of those that led to one worker: more than are valid at a time."""
+
 log = logging.getLogger(__name__)
 
 
@@ -201,6 +204,9 @@ class Roster:
         for other in self._places:
             other.routes.pop(candidate.key, None)
         place.routes[candidate.key] = candidate
+        announced = [key for key, route in place.routes.items() if route.found is not Found.PEER]
+        for key in announced[:-MAX_ROUTES]:  # each restart of a worker is announced under another name
+            del place.routes[key]
         place.rank = min(place.rank, candidate.rank)
         return place, news
 

@@ -15,6 +15,7 @@ from app.launch import ServerCommand, tell_status
 from app.p2p.keeper import Child, Keeper, KeeperLost
 from app.p2p.rpc import DeviceName, Probe, RpcError, parse_devices
 from app.p2p.server import CHECK_LIMIT, Down, Failed, OnChange, Ready, ServerState, Starting, describe
+from app.p2p.server_cache import ServerCache, cache_directory
 from app.p2p.server_output import ServerOutput
 
 PROBE_INTERVAL = 0.05
@@ -90,6 +91,7 @@ class Supervisor:
         self._clock = clock
         self._stopping = threading.Event()
         self._pause = pause or self._stopping.wait
+        self._cache = ServerCache()
         self._changing = threading.Lock()
         self._state: ServerState = Starting()
         self._spawning = threading.Lock()
@@ -131,6 +133,7 @@ class Supervisor:
             return False
         except KeeperLost:  # the thread finds out by itself
             return False
+        self._cache.settled()
         with self._changing:
             if self._state is state:
                 self._state = describe(probe, state.devices)
@@ -145,6 +148,7 @@ class Supervisor:
             with suppress(KeeperLost):
                 self._keeper.kill(child)
         self._thread.join(STOP_LIMIT)
+        self._cache.close()
 
     def _change(self, state: ServerState, only_after: ServerState | None = None) -> None:
         with self._changing:
@@ -188,6 +192,7 @@ class Supervisor:
 
     def _run_once(self) -> _End:
         command = self._prepare()
+        self._cache.begin(cache_directory(command.argv, command.env))
         with self._spawning:
             if self._stopping.is_set():
                 return _End("was not started")

@@ -115,10 +115,6 @@ def _server(options: P2pOptions, keeper: Keeper | None, starter: Starter | None,
     if keeper is None or starter is None:
         address = (options.runner_address, options.runner_port or server_args.DEFAULT_PORT)
         return ExternalServer(address, rpc.probe, changed)
-    if not keeper.sandboxed:
-        log.warning("NO SANDBOX for rpc-server: %s. Every user of this machine can reach it.", keeper.reason)
-        if keeper.hint:
-            log.warning("%s", keeper.hint)
     kept: list[Start] = []
 
     def prepare() -> launch.ServerCommand:
@@ -149,7 +145,7 @@ def _about(options: P2pOptions, identity: str, carried: Payload, keeper: Keeper 
         version=__version__,
         llama_cpp=native.llama_cpp if own else "",
         llama_cpp_commit=native.commit if own else "",
-        sandbox="" if keeper is None else "on" if keeper.sandboxed else "off",
+        sandbox=lambda: "" if keeper is None else keeper.sandbox,
     )
 
 

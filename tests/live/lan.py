@@ -38,9 +38,9 @@ def missing() -> str:
 
 
 @contextmanager
-def lan(count: int) -> Iterator[list[Host]]:
-    """`count` hosts, 10.77.0.1 and fd77::1 on."""
-    prefix = f"w{os.getpid()}"
+def lan(count: int, name: str = "w") -> Iterator[list[Host]]:
+    """`count` hosts, 10.77.0.1 and fd77::1 on. Two at once need names, of few letters."""
+    prefix = f"{name}{os.getpid()}"
     switch = f"{prefix}s"
     hosts = [
         Host(f"{prefix}h{number}", switch, f"10.77.0.{number}", f"fd77::{number}") for number in range(1, count + 1)

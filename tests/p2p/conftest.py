@@ -18,4 +18,4 @@ def rpc_server() -> ServerCommand:
         pytest.skip("WORKER_TEST_SERVER names no rpc-server")
     server = Path(named).resolve(strict=True)
     libraries = f"{server.parent}:{server.parent.parent / 'lib'}"
-    return ServerCommand([str(server)], {"LD_LIBRARY_PATH": libraries, "HOME": "/nonexistent"}, server.parent)
+    return ServerCommand([str(server)], {"LD_LIBRARY_PATH": libraries, "HOME": "/dev/null"}, server.parent)

@@ -256,6 +256,26 @@ def test_closing_wakes_a_reader_and_a_writer(pair: tuple[Channel, Channel]) -> N
         head.write(b"x")
 
 
+@pytest.mark.parametrize("writing", [False, True], ids=["what was written is stuck", "another thread is writing"])
+def test_a_peer_that_does_not_read_sees_the_close_at_once(pair: tuple[Channel, Channel], writing: bool) -> None:
+    """It may wait for somebody else, and must see that it waits for nobody."""
+    head, worker = pair
+    head._sock.setblocking(False)
+    with suppress(ChannelCut):  # there is no more room
+        while True:
+            head.write(bytes(MIB))
+    head._sock.setblocking(True)
+    with ThreadPoolExecutor() as pool:
+        if writing:
+            assert not wait([pool.submit(head.write, bytes(MIB))], 0.1).done
+        assert not worker.peer_gone()
+        head.close()
+        deadline = time.monotonic() + HANG
+        while not worker.peer_gone():
+            assert time.monotonic() < deadline, "its end waits behind what nobody reads"
+            time.sleep(0.01)
+
+
 def test_closing_wakes_a_handshake() -> None:
     ours, theirs = socket.socketpair()
     with theirs, ThreadPoolExecutor() as pool:

@@ -50,7 +50,7 @@ def start(command: ServerCommand, id: str) -> RealWorker:
     server = Supervisor(
         keeper, lambda: command, rpc.probe, lender.server_changed, start_timeout=HANG, echo=lambda line: None
     )
-    about = About(id, f"name-of-{id}", "0.1.0", "0.5.0", "0c1e57098", "on")
+    about = About(id, f"name-of-{id}", "0.1.0", "0.5.0", "0c1e57098", lambda: "on")
     relay = Relay(server_context([mint(OURS, Role.WORKER, id)]), about, server, lender)
     listener = listen("127.0.0.1", 0)
     lender.start(server)

@@ -78,6 +78,16 @@ def test_when_all_places_are_taken_the_oldest_goes(callers: list[Caller]) -> Non
     assert [caller.sent_away for caller in callers] == [True] * 3 + [False] * MAX_STRANGERS
 
 
+def test_a_flood_from_some_dozens_of_sources_drives_out_itself(callers: list[Caller]) -> None:
+    """An honest head has one connection in the making, and is not driven out by however many come meanwhile."""
+    gate = Gate()
+    honest = call(callers)
+    gate.enter(honest.ours, "10.0.0.1")
+    for number in range(10 * MAX_STRANGERS):
+        gate.enter(call(callers).ours, f"10.0.1.{number % 50}")
+    assert not honest.sent_away
+
+
 def test_members_take_no_place_of_strangers_and_are_bounded(callers: list[Caller]) -> None:
     gate = Gate()
     proved = []

@@ -42,7 +42,7 @@ class Running:
         told, tell = os.pipe()
         null = os.open(os.devnull, os.O_WRONLY)
         with os.fdopen(os.memfd_create("command"), "w") as text:
-            json.dump([argv, {}, "/"], text)
+            json.dump({"argv": argv, "env": {}, "cwd": "/"}, text)
             text.flush()
             self.ask(Verb.SPAWN, 0, [text.fileno(), null, tell])
         os.close(null)

@@ -242,9 +242,6 @@ def test_who_does_not_read_holds_up_who_sends_and_little_is_stored() -> None:
     for sock in sockets:  # small and no longer growing, so that they do not hide what is in the pumps
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, 65536)
-    kernel = sum(
-        sock.getsockopt(socket.SOL_SOCKET, o) for sock in sockets for o in (socket.SO_SNDBUF, socket.SO_RCVBUF)
-    )
     payload = os.urandom(64 * MIB)
     sent = 0
     with closing(Tunnel(sockets=sockets)) as tunnel:
@@ -252,6 +249,9 @@ def test_who_does_not_read_holds_up_who_sends_and_little_is_stored() -> None:
         with pytest.raises(TimeoutError):
             while True:
                 sent += tunnel.client.send(payload[sent : sent + MIB])
+        kernel = sum(
+            sock.getsockopt(socket.SOL_SOCKET, o) for sock in sockets for o in (socket.SO_SNDBUF, socket.SO_RCVBUF)
+        )
         assert sent <= kernel + 2 * MIB
         tunnel.client.settimeout(HANG)
         tunnel.pool.submit(tunnel.client.sendall, payload[sent:])
@@ -272,17 +272,17 @@ def test_a_hundred_tunnels_leave_no_thread_and_no_descriptor() -> None:
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
-@pytest.mark.parametrize("how", ["the head goes", "it is stopped"])
+@pytest.mark.parametrize("how", ["the head goes", "the head is cut off", "it is stopped"])
 def test_a_backend_that_hangs_does_not_hold_the_tunnel_for_ever(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The server reads nothing while the head uploads: the worker's side blocks in mid-write.
 
     Only so much is sent that the head's goodbye still gets through to the worker.
     """
-    monkeypatch.setattr("app.p2p.pump.UNREAD_LIMIT", 0.2)
+    monkeypatch.setattr("app.p2p.pump.UNREAD_LIMIT", 0.2 if how == "the head goes" else 10 * HANG)
     piece = 64 * 1024
+    monkeypatch.setattr("app.p2p.pump.PLAIN_BUFFER", piece)
     plain, server = tcp_pair()
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, piece)  # set, so that the kernel does not let them grow
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, piece)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, piece)  # set, so that the kernel does not let it grow
     with closing(Tunnel(sockets=[*tcp_pair(), *tcp_pair(), plain, server])) as tunnel:
         sent = 0
         while sent - tunnel.worker_traffic.from_peer < 2 * piece:
@@ -292,6 +292,10 @@ def test_a_backend_that_hangs_does_not_hold_the_tunnel_for_ever(monkeypatch: pyt
             while tunnel.worker_traffic.from_peer < sent and time.monotonic() < deadline:
                 time.sleep(0.01)
         if how == "the head goes":
+            tunnel.head.close()
+            assert tunnel.worker_end.result(HANG) is PumpEnd.CUT
+        elif how == "the head is cut off":
+            tunnel.head._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             tunnel.head.close()
             assert tunnel.worker_end.result(HANG) is PumpEnd.CUT
         else:

@@ -58,7 +58,7 @@ def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
         keeper, lambda: command, rpc.probe, lender.server_changed, start_timeout=LIMIT, echo=lambda line: None
     )
     ours = new_network()
-    about = relay.About("worker-1", "box", "0.1.0", "0.5.0", "abc", "on")
+    about = relay.About("worker-1", "box", "0.1.0", "0.5.0", "abc", lambda: "on")
     served = relay.Relay(server_context([mint(ours, Role.WORKER, "worker-1")]), about, server, lender)
     listener = listen("127.0.0.1", 0)
     lender.start(server)
@@ -80,7 +80,7 @@ def _server_command() -> ServerCommand:
     if not named:
         pytest.skip("WORKER_TEST_SERVER names no rpc-server")
     server = Path(named).resolve(strict=True)
-    return ServerCommand([str(server)], {"HOME": "/nonexistent"}, server.parent)
+    return ServerCommand([str(server)], {"HOME": "/dev/null"}, server.parent)
 
 
 class Head:
@@ -384,7 +384,7 @@ def test_stop_says_goodbye() -> None:
         state = None
 
     never: object = Never()
-    about = relay.About("w", "box", "0", "", "", "")
+    about = relay.About("w", "box", "0", "", "", str)
     served = relay.Relay(server_context([mint(ours, Role.WORKER, "w")]), about, never, lender)  # type: ignore[arg-type]
     listener = listen("127.0.0.1", 0)
     lender.start(never)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 from app.p2p.dialer import Candidate, Found
 from app.p2p.frames import Data, Hello, Ok, Purpose, Refused
 from app.p2p.link import Address, greet, new_head
-from app.p2p.roster import Change, News, Roster, Worker
+from app.p2p.roster import MAX_ROUTES, Change, News, Roster, Worker
 from tests.p2p.fake_worker import BUSY, HANG, READY, FakeWorker, eventually, new_token
 
 _, OURS = new_token()
@@ -82,6 +82,18 @@ def test_one_that_is_announced_and_named_is_one_worker_whose_session_lives(watch
         talk.channel.close()
 
 
+def test_what_was_announced_long_ago_is_forgotten(watched: Watched) -> None:
+    with FakeWorker(OURS) as worker:
+        watched.peers(worker)
+        for number in range(MAX_ROUTES + 3):
+            elsewhere = Address("127.0.0.1", 1 + number)
+            watched.roster.add(announced(worker.address, elsewhere, key=f"restart {number}"))
+            eventually(lambda: elsewhere in watched.roster.workers()[0].addresses)  # noqa: B023 - called at once
+        addresses = watched.roster.workers()[0].addresses
+        assert len([address for address in addresses if address != worker.address]) == MAX_ROUTES
+        assert watched.roster.workers()[0].found is Found.PEER
+
+
 def test_the_order_is_that_of_the_peers_then_name_then_id(watched: Watched) -> None:
     with (
         FakeWorker(OURS, "id-1", "zebra") as zebra,
@@ -136,7 +148,7 @@ def test_a_worker_restarted_before_its_loss_was_noticed_is_not_its_own_clone(
         first.stop_listening()
         with FakeWorker(OURS, port=first.port) as second:
             watched.roster.add(announced(second.address, key="after"))
-            eventually(lambda: second.controls)
+            eventually(lambda: second.controls and len(watched.news()) > 1)
             assert watched.news() == [(News.FOUND, 0), (News.BACK, 0)]
             assert warnings(caplog) == []
 

@@ -247,7 +247,7 @@ def test_a_server_that_hangs_is_killed_when_its_time_is_up(watch: Callable[..., 
 
 
 def test_a_program_that_cannot_be_run_is_given_up(watch: Callable[..., Watched]) -> None:
-    watched = watch(ServerCommand(["/nonexistent"], {}, Path("/")))
+    watched = watch(ServerCommand(["/nonexistent-program"], {}, Path("/")))
     watched.supervisor.start()
 
     assert "No such file" in watched.wait_for_failure().message
