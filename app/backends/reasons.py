@@ -94,11 +94,11 @@ def _no_cuda(library: Library, machine: Machine) -> tuple[str, str]:
             f"a library is missing ({library.detail})",
             "put it into <assets>/lib, or install CUDA's runtime libraries",
         )
-    if "insufficient" in library.detail:
-        return f"NVIDIA's driver is too old ({library.detail})", "update the driver"
-    if any(gpu.vendor == "NVIDIA" for gpu in machine.gpus):
-        return library.detail or "CUDA finds no device", f"does nvidia-smi list it? {_CONTAINER}"
-    return "no NVIDIA GPU in this machine", ""
+    if not any(gpu.vendor == "NVIDIA" for gpu in machine.gpus):
+        return "no NVIDIA GPU in this machine", ""
+    if "insufficient" in library.detail:  # what the runtime that is linked in says of a missing one too
+        return f"NVIDIA's driver is missing or too old ({library.detail})", f"install or update it; {_CONTAINER}"
+    return library.detail or "CUDA finds no device", f"does nvidia-smi list it? {_CONTAINER}"
 
 
 def _listed(words: Iterable[str]) -> str:

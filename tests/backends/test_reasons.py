@@ -56,6 +56,7 @@ def test_vulkan(vulkan: Vulkan, machine: Machine, words: list[str]) -> None:
         ("failed", NO_LIBCUDA, Machine((NVIDIA,)), ["driver is missing", "NVIDIA_DRIVER_CAPABILITIES"]),
         ("failed", "libcublas.so.13: cannot open", Machine((NVIDIA,)), ["library is missing", "<assets>/lib"]),
         ("loaded", "CUDA driver version is insufficient for CUDA runtime version", Machine((NVIDIA,)), ["too old"]),
+        ("loaded", "CUDA driver version is insufficient for CUDA runtime version", Machine(), ["no NVIDIA GPU"]),
         ("loaded", "", Machine((NVIDIA,)), ["finds no device", "nvidia-smi"]),
         ("loaded", "no CUDA-capable device is detected", Machine(), ["no NVIDIA GPU"]),
         ("loaded", "", Machine((NVIDIA,), (), (Denied("/dev/nvidia0", "video"),)), ["/dev/nvidia0", "group video"]),
