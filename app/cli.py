@@ -16,6 +16,7 @@ from argparse_dataclass import ArgumentParser
 from app import about, assets, console, llama_cpp_rpc, onefile
 from app.backends import devices
 from app.errors import ExitCode, WorkerError, usage_error
+from app.fields import fill
 from app.options import (
     AssetsOptions,
     ConnectOptions,
@@ -26,7 +27,6 @@ from app.options import (
     P2pOptions,
     TokenOptions,
     VersionOptions,
-    fill,
 )
 
 PROG = "worker"

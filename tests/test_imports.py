@@ -11,7 +11,7 @@ APP = Path("app")
 
 LAYERS = [
     ["app", "app.errors", "app.parent", "app.parallel"],
-    ["app.manifest", "app.carchive", "app.options", "app.console", "app.directories"],
+    ["app.manifest", "app.carchive", "app.fields", "app.options", "app.console", "app.directories"],
     ["app.embedded", "app.segments", "app.verify", "app.onefile", "app.late"],
     ["app.payload"],
     ["app.launch", "app.server_args"],
@@ -75,6 +75,7 @@ NOT_MIRRORED = {
     "app.main_nop2p",
     "app.p2p_stub",  # test_cli.py
     "app.late",
+    "app.fields",  # test_options.py
     "app.embedded",  # these need the frozen file: tests/live
     "app.llama_cpp_rpc",
     "app.assets",

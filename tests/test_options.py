@@ -8,7 +8,8 @@ import pytest
 
 from app import cli, p2p_stub
 from app.errors import ExitCode, WorkerError
-from app.options import LlamaCppRpcOptions, P2pOptions, fill
+from app.fields import fill
+from app.options import LlamaCppRpcOptions, P2pOptions
 
 
 def parse(name: str, *flags: str, **environ: str) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import ExitCode, WorkerError
-from app.options import ConnectOptions, fill
+from app.fields import fill
+from app.options import ConnectOptions
 from app.p2p.identity import authority
 from app.p2p.membership import join
 from app.p2p.token import generate, network, parse

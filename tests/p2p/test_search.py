@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import ExitCode, WorkerError
-from app.options import ListOptions, fill
+from app.fields import fill
+from app.options import ListOptions
 from app.p2p.announcer import Announcer
 from app.p2p.dialer import Candidate, Failure, Found
 from app.p2p.frames import PROTOCOL, Purpose
