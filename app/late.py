@@ -10,19 +10,33 @@ import zlib
 from pathlib import Path
 
 from app import carchive, onefile
+from app.errors import ExitCode, WorkerError
 
 PREFIX = "late/"
 """Of the entries' names; what follows is where the library belongs below the program's directory."""
 
 
 def unpack() -> None:
-    """Put the libraries where Python looks for them; does nothing when the program runs from source."""
+    """Put the libraries where Python looks for them; does nothing when the program runs from source.
+
+    Raises `WorkerError`: no room, or a damaged program.
+    """
     home = onefile.home()
     if home is None:
         return
-    with Path(carchive.EXECUTABLE).open("rb") as file:
-        for name, entry in carchive.entries(file).items():
-            if name.startswith(PREFIX):
-                target = home / name.removeprefix(PREFIX)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(zlib.decompress(entry.read(file)))
+    try:
+        with Path(carchive.EXECUTABLE).open("rb") as file:
+            for name, entry in carchive.entries(file).items():
+                if name.startswith(PREFIX):
+                    target = home / name.removeprefix(PREFIX)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(zlib.decompress(entry.read(file)))
+    except zlib.error as error:
+        raise WorkerError(
+            f"this program is broken: {error}", "this copy of it is damaged: copy it again", ExitCode.ASSETS
+        ) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise WorkerError(
+            f"cannot unpack to {home}: {reason}", "make room, or name another directory with TMPDIR"
+        ) from error

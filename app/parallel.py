@@ -28,9 +28,14 @@ def run(jobs: Iterable[Callable[[], object]]) -> None:
             except BaseException as error:
                 failed.append((number, error))
 
-    threads = [Thread(target=work) for _ in range(min(_AT_ONCE, os.cpu_count() or 1, count) - 1)]
-    for thread in threads:
-        thread.start()
+    threads: list[Thread] = []
+    for _ in range(min(_AT_ONCE, os.cpu_count() or 1, count) - 1):
+        thread = Thread(target=work)
+        try:
+            thread.start()
+        except RuntimeError:  # a limit on processes: what there is will do
+            break
+        threads.append(thread)
     work()
     for thread in threads:
         thread.join()

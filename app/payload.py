@@ -58,6 +58,11 @@ class Assets:
         """The rpc-server."""
         return self.path / SERVER
 
+    @property
+    def loaders(self) -> Path:
+        """Where the carried Vulkan loader is."""
+        return (self.path / VULKAN_LOADER).parent
+
 
 def base_directories(given: str | None, environ: Mapping[str, str]) -> list[Path]:
     """Where to unpack, best first. A path that the user gave is never replaced by another."""

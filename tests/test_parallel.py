@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from threading import Barrier
+from threading import Barrier, Thread
 
 import pytest
 
@@ -25,6 +25,16 @@ def test_nothing_to_do() -> None:
 def test_two_at_once() -> None:
     meet = Barrier(2)
     parallel.run([partial(meet.wait, 30)] * 2)
+
+
+def test_where_no_thread_can_be_had_the_work_is_done_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", refuse)
+    done: list[int] = []
+    parallel.run(partial(done.append, number) for number in range(5))
+    assert done == list(range(5))
 
 
 def test_the_first_failure_is_raised_when_all_have_ended() -> None:

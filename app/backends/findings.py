@@ -9,8 +9,9 @@ import json
 from typing import NamedTuple
 
 CPU = "CPU"
-CRASHED, WRONG = "crashed", "wrong"
+CRASHED, HUNG, WRONG = "crashed", "hung", "wrong"
 """States of a library that must not be beside the server."""
+HARMFUL = (CRASHED, HUNG, WRONG)
 
 
 class Library(NamedTuple):
@@ -66,7 +67,7 @@ class Vulkan(NamedTuple):
     """What Vulkan itself says."""
 
     problem: str = ""
-    """`loader`: no libvulkan.so.1; `old`; `driver`: none installed; `instance`; `crashed`; empty: all is well."""
+    """`loader`: no libvulkan.so.1; `old`; `driver`: none installed; `instance`; `crashed`; `hung`; empty: well."""
     detail: str = ""
     devices: tuple[Physical, ...] = ()
     carried_loader: bool = False
@@ -97,9 +98,15 @@ class Findings(NamedTuple):
         return any(device.is_gpu and not device.trouble for device in self.devices)
 
     @property
+    def passing(self) -> bool:
+        """Whether it may look otherwise the next time: a busy or hot GPU, a machine under load."""
+        hung = HUNG in (self.vulkan.problem, *(library.state for library in self.libraries))
+        return hung or any(device.trouble for device in self.devices)
+
+    @property
     def left_out(self) -> tuple[Library, ...]:
         """The libraries that must not be loaded."""
-        return tuple(library for library in self.libraries if library.state in (CRASHED, WRONG))
+        return tuple(library for library in self.libraries if library.state in HARMFUL)
 
 
 def kind(library: str) -> str:
@@ -115,9 +122,12 @@ def to_json(findings: Findings) -> str:
 def from_json(text: str | bytes) -> Findings:
     """The inverse of `to_json`. Raises `ValueError` or `TypeError` on anything else."""
     libraries, devices, (problem, detail, listed, carried_loader), absent, gpus = json.loads(text)
+    found = tuple(Device(*one) for one in devices)
+    if not all(type(size) is int for device in found for size in (device.total, device.free)):
+        raise ValueError("sizes are whole numbers")
     return Findings(
         tuple(Library(*one) for one in libraries),
-        tuple(Device(*one) for one in devices),
+        found,
         Vulkan(problem, detail, tuple(Physical(*one) for one in listed), carried_loader),
         tuple(Absence(*one) for one in absent),
         tuple(gpus),

@@ -56,6 +56,7 @@ def _inside(path: Path, place: Path) -> Path:
         raise UnsafeDirectory(f"{path} leads out of its directory, to {target}", "")
     if not target.is_file():
         raise UnsafeDirectory(f"{path} is not a regular file", "")
+    _check([between for between in reversed(target.parents) if between.is_relative_to(place)])
     return target
 
 

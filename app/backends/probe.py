@@ -13,7 +13,7 @@ from typing import Any
 
 from app import launch
 from app.backends import policy
-from app.backends.findings import CRASHED, Device, Findings, Library, Physical, Vulkan, kind
+from app.backends.findings import CRASHED, HUNG, Device, Findings, Library, Physical, Vulkan, kind
 from app.payload import PROBE, VULKAN_LOADER, Assets
 
 RUN_LIMIT = 30.0
@@ -31,6 +31,7 @@ class _Run:
     events: list[dict[str, Any]]
     how: str
     """How it ended before its time, to be read after a name; empty when it came to its end."""
+    hung: bool = False
 
     @property
     def last_step(self) -> tuple[str, str]:
@@ -43,9 +44,9 @@ class _Run:
 class _Trouble:
     """What the runs so far had to do without."""
 
-    libraries: dict[str, str] = field(default_factory=dict)
-    """Name -> how it ended the probe."""
+    libraries: dict[str, Library] = field(default_factory=dict)
     devices: dict[str, str] = field(default_factory=dict)
+    """Name -> how it ended the probe."""
 
 
 def probe(assets: Assets, libraries: Mapping[str, Path], environ: Mapping[str, str]) -> Findings | None:
@@ -54,7 +55,7 @@ def probe(assets: Assets, libraries: Mapping[str, Path], environ: Mapping[str, s
     A device that is known to be slow is listed and not tried: that alone may take a minute, or for ever.
     """
     vulkan = _ask_vulkan(assets, environ) if any(kind(name) == "vulkan" for name in libraries) else Vulkan()
-    loaders = carried_loaders(assets, vulkan)
+    loaders = (assets.loaders,) if vulkan.carried_loader else ()
     left = [device.name for device in vulkan.devices if policy.slow(device)]
     names = {str(path): name for name, path in libraries.items()}
     trouble = _Trouble()
@@ -69,14 +70,11 @@ def probe(assets: Assets, libraries: Mapping[str, Path], environ: Mapping[str, s
             log.warning("the backends cannot be tried: the probe %s", run.how)
             return None
         where, name = culprit
-        (trouble.libraries if where == "library" else trouble.devices)[name] = (
-            f"failed its trial, whose process {run.how}"
-        )
-
-
-def carried_loaders(assets: Assets, vulkan: Vulkan) -> tuple[Path, ...]:
-    """The directories that the server's library path needs besides."""
-    return ((assets.path / VULKAN_LOADER).parent,) if vulkan.carried_loader else ()
+        how = f"failed its trial, whose process {run.how}"
+        if where == "library":
+            trouble.libraries[name] = Library(name, HUNG if run.hung else CRASHED, how)
+        else:
+            trouble.devices[name] = how
 
 
 def _ask_vulkan(assets: Assets, environ: Mapping[str, str]) -> Vulkan:
@@ -87,7 +85,7 @@ def _ask_vulkan(assets: Assets, environ: Mapping[str, str]) -> Vulkan:
         and (assets.path / VULKAN_LOADER).exists()
         and not environ.get(launch.SKIP_LIBRARY_PATH)
     ):
-        again = _run(assets, None, environ, ((assets.path / VULKAN_LOADER).parent,))
+        again = _run(assets, None, environ, (assets.loaders,))
         found = _vulkan(again)._replace(carried_loader=True)
     return found
 
@@ -98,7 +96,7 @@ def _run(
     """`words`: what is to be loaded; None asks for what Vulkan lists."""
     arguments = ["vulkan"] if words is None else ["load", *words]
     command = launch.server_command(assets, arguments, environ, program=assets.path / PROBE, libraries=libraries)
-    how, out, err = "", b"", b""
+    how, hung, out, err = "", False, b"", b""
     try:
         result = subprocess.run(
             command.argv, env=command.env, cwd=command.cwd, stdin=subprocess.DEVNULL, capture_output=True,
@@ -108,12 +106,12 @@ def _run(
         how = launch.tell_status(result.returncode) if result.returncode else ""
     except subprocess.TimeoutExpired as late:
         out, err = late.stdout or b"", late.stderr or b""
-        how = f"did not answer within {RUN_LIMIT:g} s"
+        how, hung = f"did not answer within {RUN_LIMIT:g} s", True
     except OSError as error:
         how = f"cannot be started: {(error.strerror or str(error)).lower()}"
     for line in err.decode(errors="replace").splitlines():
         log.debug("probe: %s", line)
-    return _Run(_parse(out), how)
+    return _Run(_parse(out), how, hung)
 
 
 def _parse(out: bytes) -> list[dict[str, Any]]:
@@ -147,7 +145,7 @@ def _culprit(run: _Run, names: Mapping[str, str]) -> tuple[str, str] | None:
 def _findings(
     events: Sequence[Mapping[str, Any]], names: Mapping[str, str], trouble: _Trouble, vulkan: Vulkan
 ) -> Findings:
-    libraries = {name: Library(name, CRASHED, how) for name, how in trouble.libraries.items()}
+    libraries = dict(trouble.libraries)
     devices: dict[str, Device] = {}
     for event in events:
         if "library" in event:
@@ -174,8 +172,10 @@ def _with_driver(device: Device, findings: Findings) -> Device:
 
 
 def _vulkan(run: _Run) -> Vulkan:
-    if run.how:
-        return Vulkan("crashed", run.how) if run.events else Vulkan()  # one built without Vulkan says nothing
+    if run.how and run.events:
+        return Vulkan(HUNG if run.hung else CRASHED, run.how)
+    if run.how:  # one that was built without Vulkan says nothing
+        return Vulkan()
     problem = next((event for event in run.events if "vulkan" in event), None)
     if problem is not None:
         return Vulkan(problem["vulkan"], problem["detail"])

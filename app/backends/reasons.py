@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from app.backends.findings import CRASHED, WRONG, Absence, Findings, Library, kind
+from app.backends.findings import CRASHED, HARMFUL, HUNG, Absence, Findings, Library, kind
 from app.backends.machine import Machine
 
 BACKENDS = {"vulkan": "Vulkan", "cuda": "CUDA", "hip": "ROCm", "sycl": "SYCL", "musa": "MUSA", "opencl": "OpenCL"}
@@ -32,13 +32,13 @@ def absences(findings: Findings, machine: Machine) -> tuple[Absence, ...]:
 
 def _why(library: Library, findings: Findings, machine: Machine) -> tuple[str, str]:
     """The reason and its remedy."""
-    if library.state in (CRASHED, WRONG):
+    if library.state in HARMFUL:
         return f"{library.name} {library.detail}", "update the GPU's driver"
     name = BACKENDS.get(kind(library.name), kind(library.name))
     broken = [device for device in findings.devices if device.backend == name and device.trouble]
     if broken:
         return "; ".join(f"{one.name} {one.trouble}" for one in broken), "update the GPU's driver; is it in use?"
-    if kind(library.name) == "vulkan" and findings.vulkan.problem in ("loader", "old", "crashed"):
+    if kind(library.name) == "vulkan" and findings.vulkan.problem in ("loader", "old", CRASHED, HUNG):
         return _vulkan_itself(findings)
     wanted = ("/dev/nvidia",) if kind(library.name) == "cuda" else ("/dev/",)
     denied = [one for one in machine.denied if one.path.startswith(wanted)]

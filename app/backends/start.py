@@ -19,7 +19,7 @@ from app.embedded import Payload
 from app.errors import WorkerError
 from app.launch import ServerCommand
 from app.options import DevicesOptions, LlamaCppRpcOptions, P2pOptions
-from app.payload import PROBE, VULKAN_LOADER, Assets
+from app.payload import PROBE, Assets
 
 _VISIBLE = "GGML_VK_VISIBLE_DEVICES"
 _BACKEND_PATH = "GGML_BACKEND_PATH"
@@ -87,13 +87,13 @@ class Starter:
         environ = launch.user_environment(self._environ)
         libraries = self._libraries(assets, environ)
         outside = [path for name, path in libraries.items() if name in self._own or "/" in name]
+        outside += (assets.base / "lib").glob("*")
         name = verdict.name_of(manifest.digest, environ, outside)
         found = None if anew else verdict.read(assets.base, name)
         self._kept = (assets.base, name)
         if found is None or (self._wishes.require_gpu and not found.has_gpu):
             found = self._probe(assets, libraries)
-            # What a busy or hot GPU could not do now it may do at the next start.
-            if found is not None and not any(device.trouble for device in found.devices):
+            if found is not None and not found.passing:
                 verdict.keep(assets.base, name, found)
         return found
 
@@ -126,7 +126,7 @@ class Starter:
         arguments = list(self._arguments)
         if chosen.devices and not self._wishes.devices:
             arguments += ["--device", ",".join(chosen.devices)]
-        loaders = _loaders(assets, found)
+        loaders = (assets.loaders,) if found.vulkan.carried_loader else ()
         command = launch.server_command(assets, arguments, environ, program=program, libraries=loaders)
         return Start(command, tuple(held), chosen)
 
@@ -183,10 +183,6 @@ def _beside(assets: Assets, carried: Payload) -> dict[str, Path]:
     place = assets.server.parent
     paths = [assets.path / file for file in carried.manifest.files]
     return {path.name: path for path in paths if path.parent == place and path.name.startswith("libggml")}
-
-
-def _loaders(assets: Assets, found: Findings) -> tuple[Path, ...]:
-    return ((assets.path / VULKAN_LOADER).parent,) if found.vulkan.carried_loader else ()
 
 
 def _absolute(path: str) -> str:

@@ -20,8 +20,9 @@ from app.errors import WorkerError
 MAX_SIZE = 1 << 18
 """Bytes; a verdict has some thousands."""
 _VARIABLES = (
-    "GGML_", "VK_", "CUDA_", "HIP_", "ROCR_", "NVIDIA_", "MESA_", "ZE_", "SYCL_", "ONEAPI_", "LD_LIBRARY_PATH",
-    "LD_PRELOAD", "XDG_", "HOME", "LOCALAI_SKIP_LIBRARY_PATH",
+    "GGML_", "VK_", "CUDA_", "HIP_", "HSA_", "ROCR_", "NVIDIA_", "__GL", "DRI_PRIME", "MESA_", "RADV_", "ZE_", "SYCL_",
+    "ONEAPI_", "OCL_", "LD_LIBRARY_PATH", "LD_PRELOAD", "XDG_CACHE", "XDG_CONFIG", "XDG_DATA", "HOME",
+    "LOCALAI_SKIP_LIBRARY_PATH",
 )  # fmt: skip
 """What these begin with makes a driver, or our choice, another one."""
 _CPU = "/sys/devices/system/cpu/modalias"
@@ -36,13 +37,15 @@ _ICD_DIRECTORIES = (
 )
 """Where Vulkan's loader looks for drivers, besides the user's XDG directories."""
 _CHANGING = ("cpu mhz", "bogomips")
+MOST = 8
+"""Verdicts kept of one payload: for a service, a shell, and what was tried in it."""
 _FIRST_BLOCK = 4096
 
 log = logging.getLogger(__name__)
 
 
 def name_of(digest: str, environ: Mapping[str, str], own: Iterable[Path]) -> str:
-    """The file name of the verdict on the payload `digest` here and now; `own` are the user's own backend files."""
+    """The file name of the verdict on the payload `digest` here and now; `own` are the user's own libraries."""
     facts = hashlib.sha256()
     for fact in _facts(environ, own):
         facts.update(fact.encode(errors="surrogateescape") + b"\0")
@@ -73,6 +76,10 @@ def keep(base: Path, name: str, found: Findings) -> None:
             with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=base_fd), "w") as file:
                 file.write(findings.to_json(found))
             os.rename(temporary, name, src_dir_fd=base_fd, dst_dir_fd=base_fd)
+            of_this = [one for one in os.listdir(base_fd) if one.startswith(name.rpartition("-")[0])]
+            of_this.sort(key=lambda one: os.stat(one, dir_fd=base_fd).st_mtime_ns)
+            for old in of_this[:-MOST]:
+                os.unlink(old, dir_fd=base_fd)
     except (OSError, WorkerError) as problem:
         log.debug("the verdict on this machine cannot be kept: %s", problem)
 

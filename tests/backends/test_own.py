@@ -34,13 +34,18 @@ def test_links_inside_are_followed(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", ["open directory", "open file", "foreign", "link out", "directory", "missing", "empty"]
+    "spoil", ["open directory", "open between", "open file", "foreign", "link out", "directory", "missing", "empty"]
 )
 @needs_root
 def test_what_others_could_have_put_there_is_refused(place: Path, spoil: str) -> None:
     library = place / "libggml-cuda.so"
     if spoil == "open directory":
         place.chmod(0o777)
+    elif spoil == "open between":
+        (place / "sub").mkdir()
+        library.rename(place / "sub/x.so")
+        library.symlink_to("sub/x.so")
+        (place / "sub").chmod(0o777)
     elif spoil == "open file":
         library.chmod(0o666)
     elif spoil == "foreign":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.backends import probe
 from app.backends.start import Start, Starter
 from app.embedded import Payload
 from app.errors import WorkerError
@@ -55,6 +56,27 @@ def test_a_second_start_remembers(probed: Probed, base: Path, probe_log: Path) -
     second = prepare(payload, base)
     assert probe_log.read_text() == runs
     assert (second.plan, second.command) == (first.plan, first.command)
+
+
+def test_what_hung_is_tried_again_at_the_next_start(
+    probed: Probed, base: Path, probe_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "RUN_LIMIT", 1.0)
+    payload = probed(cuda="hang")
+    prepare(payload, base)
+    runs = probe_log.read_text()
+    prepare(payload, base)
+    assert probe_log.read_text() == 2 * runs
+
+
+def test_a_library_that_was_missing_may_have_been_put_beside(probed: Probed, base: Path, probe_log: Path) -> None:
+    payload = probed(cuda="missing")
+    prepare(payload, base)
+    runs = probe_log.read_text()
+    (base / "lib").mkdir(mode=0o700)
+    (base / "lib/libcublas.so.13").touch()
+    prepare(payload, base)
+    assert probe_log.read_text() == 2 * runs
 
 
 def test_after_a_start_in_vain_it_looks_anew(probed: Probed, base: Path, probe_log: Path) -> None:
