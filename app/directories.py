@@ -19,6 +19,13 @@ class UnsafeDirectory(WorkerError):
         super().__init__(message, hint, ExitCode.ASSETS)
 
 
+def make_private(directory: Path) -> None:
+    """Make `directory` and what is missing above it, for us alone; what is there stays as it is. Raises `OSError`."""
+    if not directory.is_dir():
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)  # which gives its mode to the last one alone
+
+
 def open_private(path: Path, *, create: bool) -> int:
     """A descriptor of the directory `path` (absolute), reached through no symbolic link.
 

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from app.directories import UnsafeDirectory, check_owner, open_private, opened, remove
+from app.directories import UnsafeDirectory, check_owner, make_private, open_private, opened, remove
 from tests.conftest import needs_root, nobody
+
+
+def test_what_is_made_is_ours_alone_and_what_is_there_stays(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    make_private(tmp_path / "a/b/c")
+    make_private(tmp_path / "a/b/c")
+    modes = [(tmp_path / place).stat().st_mode & 0o777 for place in (".", "a", "a/b", "a/b/c")]
+    assert modes == [0o755, 0o700, 0o700, 0o700]
 
 
 def test_missing_directories_are_made_for_us_alone(base: Path) -> None:

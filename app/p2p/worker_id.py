@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
+from app.directories import make_private
 from app.errors import usage_error
 from app.p2p.identity import ID_PATTERN
 
@@ -50,7 +51,7 @@ def worker_id(
     directory = _directory(state_dir, environ)
     path = directory / f"{instance}.id"
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
+import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,17 @@ def entries(directory: Path) -> list[str]:
 
 def write(directory: Path, name: str) -> None:
     (directory / name).write_bytes(b"weights")
+
+
+def dead_mark(directory: Path, letter: str, content: str) -> Path:
+    """What a killed worker leaves."""
+    mark = directory / f".worker-{letter.rjust(16, '0')}"
+    mark.write_text(content)
+    return mark
+
+
+def marks(directory: Path) -> list[Path]:
+    return sorted(directory.glob(".worker-*"))
 
 
 @pytest.fixture
@@ -119,6 +134,184 @@ def test_no_link_is_followed(directory: Path, tmp_path: Path) -> None:
     cache.begin(directory)
     assert victim.read_text() == "precious"
     assert not (directory / PART).is_symlink(), "the links keep it from being looked after"
+
+
+def test_links_and_fifos_are_no_tensors(directory: Path, tmp_path: Path) -> None:
+    """A server outside the sandbox would write through the link, and wait for ever at the FIFO."""
+    victim, elsewhere = tmp_path / "victim", tmp_path / "elsewhere"
+    victim.write_text("precious")
+    elsewhere.mkdir()
+    write(elsewhere, WHOLE)
+    (directory / PART).symlink_to(victim)
+    (directory / ("4" * 16)).symlink_to(elsewhere)
+    os.mkfifo(directory / ("5" * 16))
+    cache = ServerCache()
+    cache.begin(directory)
+    assert entries(directory) == [OLD]
+    (directory / OLD).unlink()
+    (directory / OLD).symlink_to(victim)  # under a name that is trusted
+    cache.begin(directory)
+    assert entries(directory) == []
+    assert (victim.read_text(), entries(elsewhere)) == ("precious", [WHOLE])
+
+
+@pytest.mark.parametrize("planted", ["link", "fifo"])
+def test_a_mark_that_is_exchanged_while_we_look(directory: Path, tmp_path: Path, planted: str) -> None:
+    mark = directory / "mark"
+    if planted == "link":
+        (tmp_path / "victim").write_text(PART)
+        mark.symlink_to(tmp_path / "victim")
+    else:
+        os.mkfifo(mark)
+    with pytest.raises(OSError):  # ELOOP or EAGAIN: passed over, not followed or waited for
+        server_cache._vouched(mark, read=True)
+
+
+def test_a_planted_directory_ends_nothing(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("6" * 16, f".worker-{'d' * 16}"):
+        (directory / name / "deep").mkdir(parents=True)
+    dead_mark(directory, "e", OLD)
+    write(directory, PART)
+    cache = ServerCache()
+    cache.begin(directory)
+    assert entries(directory) == [OLD, "6" * 16]
+    assert cache._mark is not None, "a kill of this worker would go unseen"
+    write(directory, PART)
+    cache.begin(directory)
+    write(directory, PART)
+    cache.close()
+    assert entries(directory) == [OLD, "6" * 16]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_one_that_stays_does_not_keep_the_others(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is it forgotten: the dead worker's mark stays as long as it does."""
+    stuck, mark = [f"{number:016x}" for number in range(16, 24)], dead_mark(directory, "f", OLD)
+    for number in range(16, 48):
+        write(directory, f"{number:016x}")
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name in stuck:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        cache = ServerCache()
+        cache.begin(directory)
+        assert entries(directory) == [OLD, *stuck]
+        assert [record.levelno for record in caplog.records].count(logging.WARNING) == 1
+        assert mark.exists()
+    cache.settled()
+    assert entries(directory) == [OLD]
+    assert not mark.exists()
+
+
+def test_a_mark_that_may_not_be_opened_does_not_keep_the_others(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for letter in "abc":
+        dead_mark(directory, letter, OLD)
+    write(directory, PART)
+    really_open = os.open
+
+    def refuse(path: Path, *rest: int) -> int:
+        if path.name.endswith(("a", "b")) and path.name.startswith(".worker-00"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really_open(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    cache = ServerCache()
+    cache.begin(directory)
+    assert entries(directory) == [OLD]
+    assert cache._mark is not None
+
+
+def test_only_what_all_marks_name_is_kept(directory: Path) -> None:
+    for letter, name in (("a", WHOLE), ("b", PART)):
+        write(directory, name)
+        dead_mark(directory, letter, f"{OLD}\n{name}\n")
+    ServerCache().begin(directory)
+    assert entries(directory) == [OLD]
+
+
+def test_a_large_mark_vouches_for_nothing(directory: Path) -> None:
+    dead_mark(directory, "a", f"{OLD}\n".ljust(server_cache._MAX_MARK))
+    cache = ServerCache()
+    cache.begin(directory)
+    assert entries(directory) == [OLD]
+    dead_mark(directory, "a", f"{OLD}\n".ljust(server_cache._MAX_MARK + 1))
+    cache.settled()
+    assert entries(directory) == []
+
+
+@pytest.mark.parametrize("content", ["a b " * (2 << 20), "a b " * (1 << 18), f"{OLD}\n" * 60_000])
+def test_marks_do_not_eat_memory(directory: Path, content: str) -> None:
+    for letter in "abc":
+        dead_mark(directory, letter, content)
+    cache = ServerCache()
+    tracemalloc.start()
+    try:
+        cache.begin(directory)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+    assert len(marks(directory)) == 1, "only our own is left"
+
+
+@pytest.mark.parametrize(("more", "kept"), [(0, [OLD]), (1, [])])
+def test_more_marks_than_are_read_vouch_for_nothing(directory: Path, more: int, kept: list[str]) -> None:
+    for number in range(server_cache._MAX_MARKS + more):
+        dead_mark(directory, f"{number:x}", OLD)
+    write(directory, PART)
+    ServerCache().begin(directory)
+    assert entries(directory) == kept
+    assert len(marks(directory)) == 1, "only our own is left"
+
+
+def test_a_mark_that_somebody_locks_first(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """We wait for nobody, and look after the cache without a mark until there is one."""
+    flock, held = fcntl.flock, []
+
+    def too_late(file: int, operation: int) -> None:
+        assert operation & fcntl.LOCK_NB, "this would wait for ever"
+        held.append(os.open(f"/proc/self/fd/{file}", os.O_RDWR))
+        flock(held[-1], fcntl.LOCK_EX)
+        flock(file, operation)
+
+    cache = ServerCache()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", too_late)
+        cache.begin(directory)
+    for file in held:
+        os.close(file)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert marks(directory) == []
+    write(directory, WHOLE)
+    cache.settled()
+    write(directory, PART)
+    cache.begin(directory)
+    assert entries(directory) == [OLD, WHOLE]
+    assert len(marks(directory)) == 1
+
+
+def test_only_we_may_look_into_what_we_make(tmp_path: Path) -> None:
+    existing = tmp_path / "home"
+    existing.mkdir()
+    existing.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        ServerCache().begin(existing / "a/b/rpc")
+    finally:
+        os.umask(before)
+    modes = {place: stat.S_IMODE((existing / place).stat().st_mode) for place in ("", "a", "a/b", "a/b/rpc")}
+    assert modes == {"": 0o755, "a": 0o700, "a/b": 0o700, "a/b/rpc": 0o700}
 
 
 def test_a_cache_that_is_not_there_yet_is_made(tmp_path: Path) -> None:
