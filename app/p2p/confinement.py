@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
+from app.directories import make_private
 from app.launch import ServerCommand
 from app.p2p.landlock import Access
 from app.p2p.server_cache import cache_directory
@@ -80,7 +81,7 @@ def confine(command: ServerCommand) -> Confinement:
         writable.append(cache)
     for directory in writable:
         with suppress(OSError):  # then the server does without, or says itself what it lacks
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(directory)
 
     readable = [*_matching(_SYSTEM), *_processless_proc()]
     for path in _own_places(command):

@@ -29,7 +29,7 @@ from app.launch import ServerCommand, tell_status
 from app.p2p import confinement, keeper_process, layers, namespace
 from app.p2p.keeper_process import ANSWER, PACKET, REQUEST, STATUS, Start, Verb
 from app.p2p.layers import OF_THE_PROCESS, WORDS, Layer, names
-from app.p2p.procnet import IPV4, holds_one_of, listeners
+from app.p2p.procnet import holds_one_of, listeners
 
 ANSWER_LIMIT = 10.0
 """Seconds for the keeper's answer: it never waits for anything but a child's exec."""
@@ -40,6 +40,9 @@ KILL_LIMIT = 5.0
 SANDBOX_PORT = 5052
 """rpc-server's port where it has a loopback of its own. Below the ephemeral ports: a dial to one of those
 before the server listens may be given the same port as its source, and then it has reached itself."""
+NO_REASON = (0, -signal.SIGKILL)
+"""How a server ends that no layer kept from its driver: it was asked for help or found its port taken; memory ran
+out or somebody killed it."""
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,8 @@ class Child:
         """Where it listens on the loopback of its namespace."""
         self.output = output
         """The read end of the pipe that is its stdout and stderr; whoever reads it closes it."""
+        self.seen = False
+        """Whether it was found to be what listens there."""
         self._ended = ended
         self._reading = threading.Lock()
         self._status: int | None = None
@@ -74,6 +79,11 @@ class Child:
                         raise KeeperLost("the process that keeps rpc-server has ended")
                     (self._status,) = STATUS.unpack(told)
         return self._status
+
+    def listens(self) -> bool:
+        """Whether it is this process that listens on the port, and no other."""
+        process = Path(f"/proc/{self.pid}")
+        return holds_one_of(process, listeners(self.port, process / "net/tcp"))
 
     def __del__(self) -> None:
         os.close(self._ended)  # not earlier: another thread may be waiting on it
@@ -99,13 +109,14 @@ class Keeper:
         self._granted = granted
         self._layers = granted
         """In force; None is `--sandbox off`: the server does not even give up its privileges."""
-        self._undecided = may_give_way and granted is not None and not granted.isdisjoint(OF_THE_PROCESS)
-        """Whether no server could be reached yet, so that the layers may still be what keeps it from starting."""
+        self._undecided = may_give_way and granted is not None and granted > {Layer.NETWORK}
+        """Whether no server could be reached yet, so that the layers may still be what keeps it from starting. Never
+        without a network of its own: there another user can take its port, and with that make it end."""
         self._unreached: Child | None = None
         """The newest one, until we end it."""
 
     @property
-    def sandboxed(self) -> bool:
+    def has_network(self) -> bool:
         """Whether the server has a network of its own."""
         return Layer.NETWORK in (self._layers or ())
 
@@ -126,10 +137,10 @@ class Keeper:
         wins over one among the user's arguments. Raises `OSError`: the program cannot be run, the port is taken.
         """
         if self._undecided and self._unreached is not None and (status := self._unreached.wait(0)) is not None:
-            self._give_way(tell_status(status))
-        port = SANDBOX_PORT if self.sandboxed else _free_port(port or 0)
+            self._give_way(status)
+        port = SANDBOX_PORT if self.has_network else _free_port(port or 0)
         confinement.make_device_nodes(command.env)
-        start = self._shut_in(command, [*command.argv, "--host", "127.0.0.1", "--port", str(port)])
+        start = self._start(command, [*command.argv, "--host", "127.0.0.1", "--port", str(port)])
         output, output_end = os.pipe()
         ended, ended_end = os.pipe()
         try:
@@ -147,7 +158,7 @@ class Keeper:
         self._unreached = child = Child(pid, port, output, ended)
         return child
 
-    def _shut_in(self, command: ServerCommand, argv: list[str]) -> Start:
+    def _start(self, command: ServerCommand, argv: list[str]) -> Start:
         in_force = self._layers or frozenset()
         env: dict[str, str] = command.env
         rules: Sequence[tuple[str, int]] | None = None
@@ -156,18 +167,18 @@ class Keeper:
             env, rules = dict(confined.env), confined.rules
         return Start(argv, env, str(command.cwd), self._layers is not None, rules, Layer.CALLS in in_force)
 
-    def _give_way(self, how: str) -> None:
+    def _give_way(self, status: int) -> None:
         """The last server ended before anybody reached it: one start without what may have kept it from its driver."""
-        if self._layers == self._granted:
+        if self._layers != self._granted:
+            self._layers, self._undecided = self._granted, False
+            log.warning("the sandbox was not what kept rpc-server from starting: it is back to %s", self.sandbox)
+        elif status not in NO_REASON:
             self._layers = (self._granted or frozenset()) - set(OF_THE_PROCESS)
             log.warning(
                 "THE SANDBOX GIVES WAY, once: rpc-server %s before it could be reached, as with a driver that needs "
                 "more than %s leaves it. The next start has %s; --sandbox on would refuse that.",
-                how, names(self._granted or ()), self.sandbox,
+                tell_status(status), names(self._granted or ()), self.sandbox,
             )  # fmt: skip
-        else:
-            self._layers, self._undecided = self._granted, False
-            log.warning("the sandbox was not what kept rpc-server from starting: it is back to %s", self.sandbox)
 
     def kill(self, child: Child) -> None:
         """End `child`, gently at first; return when it has ended or cannot be ended."""
@@ -189,9 +200,12 @@ class Keeper:
             failure = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failure:
                 raise OSError(failure, os.strerror(failure))
-            # Looked at only now: a listener that is our child's at this moment is the one that we reached.
-            if not self.sandboxed and not holds_one_of(Path(f"/proc/{child.pid}"), listeners(child.port, IPV4)):
-                raise ConnectionRefusedError(errno.ECONNREFUSED, f"port {child.port} is not rpc-server's")
+            # Looked at only now: a listener that is our child's at this moment is the one that we reached. Once will
+            # do on a network of its own: who takes the port there later can only be what the server made itself.
+            if not (self.has_network and child.seen):
+                if not child.listens():
+                    raise ConnectionRefusedError(errno.ECONNREFUSED, f"port {child.port} is not rpc-server's")
+                child.seen = True
             connection.setblocking(True)
             self._undecided = False
         except OSError:

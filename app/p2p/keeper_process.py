@@ -14,17 +14,20 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from app.launch import bind_to_parent
 from app.p2p import layers, namespace
 from app.p2p.landlock import Access, Ruleset
+from app.p2p.libc import call
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Start:
     argv: list[str]
     env: dict[str, str]
     cwd: str
-    sandboxed: bool = False
+    shut_in: bool = False
     """Whether it gives up its privileges, and has the layers that follow."""
     rules: Sequence[tuple[str, int]] | None = None
     """Paths and an `Access` to each, for Landlock; None is without."""
@@ -66,20 +69,23 @@ PACKET = 4096
 _LEFT_TO_THE_LAUNCHER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """A Ctrl-C, a `pkill worker` and a stop of the whole control group reach us too."""
 _END_LIMIT = 2.0
-"""Seconds that the keeper waits for a server it has killed before it ends itself."""
+"""Seconds that the keeper waits for a server it has killed before it ends itself, and for what that left behind."""
+_LOOK = 0.01
+"""Seconds between two looks at who is left."""
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-def run(control: socket.socket, sandboxed: bool, launcher: int) -> NoReturn:
+def run(control: socket.socket, has_network: bool, launcher: int) -> NoReturn:
     """Be the keeper, in the child of a fork; end when the other end of `control` is closed.
 
-    `launcher` is the process id of the parent.
+    `has_network` asks for a network of its own; `launcher` is the process id of the parent.
     """
     status = 1
     try:
         _tie_to(launcher)
         _settle(control)
         try:
-            if sandboxed:
+            if has_network:
                 namespace.enter()
         except OSError as error:
             _answer(control, error=error)
@@ -94,7 +100,7 @@ def run(control: socket.socket, sandboxed: bool, launcher: int) -> NoReturn:
 
 
 def _become_a_server(keeper: int, start: Start, ruleset: Ruleset | None) -> None:
-    if start.sandboxed:
+    if start.shut_in:
         layers.put_on(ruleset, start.calls)
     _tie_to(keeper)
 
@@ -109,6 +115,7 @@ def _tie_to(parent: int) -> None:
 def _settle(control: socket.socket) -> None:
     """Let go of what a fork brings along: terminal, signals, descriptors."""
     os.setsid()  # out of reach of the terminal's Ctrl-C
+    call("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # whatever the server starts becomes ours when it ends
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (*_LEFT_TO_THE_LAUNCHER, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)  # a handler, since SIG_IGN would survive the server's exec
@@ -120,6 +127,19 @@ def _settle(control: socket.socket) -> None:
         if descriptor > 2 and descriptor != control.fileno():
             with suppress(OSError):  # the listing's own
                 os.close(descriptor)
+
+
+def _end_orphans() -> None:
+    """Kill what a server that has ended left behind, in whatever group or session it hides."""
+    deadline = time.monotonic() + _END_LIMIT
+    with suppress(ChildProcessError, FileNotFoundError):  # none is left; a kernel without CONFIG_PROC_CHILDREN
+        while time.monotonic() < deadline:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            for pid in Path("/proc/thread-self/children").read_text().split():
+                with suppress(PermissionError):  # a setuid program, started without a sandbox
+                    os.kill(int(pid), signal.SIGKILL)  # ours and not reaped: the number is still its own
+            time.sleep(_LOOK)
 
 
 class _Keeping:
@@ -155,6 +175,7 @@ class _Keeping:
                 self._signal(self._server.pid, signal.SIGKILL)
                 with suppress(subprocess.TimeoutExpired):
                     self._server.wait(_END_LIMIT)
+                _end_orphans()
 
     def _take_request(self) -> bool:
         """Do what one packet asks; False when there will be no more."""
@@ -166,6 +187,7 @@ class _Keeping:
 
     def _tell_end(self) -> None:
         if self._server is not None and (status := self._server.poll()) is not None:
+            _end_orphans()  # before anybody could take one of them for the next server
             with suppress(BrokenPipeError):
                 os.write(self._ended, STATUS.pack(status))
             self._held.close()

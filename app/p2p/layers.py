@@ -19,7 +19,7 @@ class Layer(StrEnum):
     FILES = "files"
     """The files of `confinement` and no others, no TCP connection, no signal to others: `landlock`."""
     CALLS = "calls"
-    """No way to the machine's services, nor to the permissions of files: `seccomp`."""
+    """No way to the machine's services, nor to the permissions of files, and no other process: `seccomp`."""
 
 
 OF_THE_PROCESS = (Layer.FILES, Layer.CALLS)
@@ -49,7 +49,7 @@ WORDS = {
     ),
     Layer.CALLS: Words(
         "a filter of system calls",
-        "Who takes it over can have the services of this machine act for you.",
+        "Who takes it over can have the services of this machine act for you, and start programs.",
         "a container or a service manager may forbid it: look at its security options" + _WITHOUT,
     ),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from app.launch import ServerCommand
 
 _PROGRAM = r"""
-import ctypes, json, os, socket, sys, threading
+import ctypes, json, os, resource, socket, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
 
 def checked(result):
@@ -40,6 +40,10 @@ def send(path, how):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"x", path) if how == "sendto" else sender.sendmsg([b"x"], [], 0, path)
 
+def fork():
+    if os.fork() == 0:
+        os._exit(0)
+
 TRIES = {
     "read": lambda path: open(path, "rb").read(1),
     "write": lambda path: open(path, "ab").close(),
@@ -50,6 +54,8 @@ TRIES = {
     "command line": lambda pid: open(f"/proc/{pid}/cmdline", "rb").read(),
     "seize": lambda pid: checked(libc.ptrace(0x4206, pid, 0, 0)),
     "peek": peek,
+    "fork": lambda _: fork(),
+    "limit": lambda pid: resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0)),
     "signal": lambda pid: os.kill(pid, 0),
     "connect": lambda port: socket.create_connection(("127.0.0.1", port), 5).close(),
     "service": lambda path: socket.socket(socket.AF_UNIX).connect(path),

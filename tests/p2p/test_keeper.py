@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -36,6 +37,15 @@ HELLO = struct.pack("<BQ24x", 14, 24)
 """llama.cpp's first message: command 14, the length of what follows, no capabilities."""
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 PR_CAPBSET_DROP = 24
+BESIDE = """
+import os, socket, sys, time
+if os.fork() == 0:
+    server = socket.create_server(("127.0.0.1", int(sys.argv[-1])))
+    print("listening", flush=True)
+time.sleep(1000)
+"""
+"""A server whose child listens in its place."""
+LEAVE_BEHIND = "(setsid sleep 1000 & echo $!)"
 
 
 @contextmanager
@@ -128,7 +138,7 @@ def user(request: pytest.FixtureRequest) -> int | None:
 @pytest.fixture
 def sandbox() -> str:
     with started("auto") as keeper:
-        if not keeper.sandboxed:
+        if not keeper.has_network:
             pytest.skip(f"this machine allows no namespace: {keeper.reason}")
     return "on"
 
@@ -169,7 +179,7 @@ def test_without_the_sandbox_the_same_keeper_serves(rpc_server: ServerCommand, u
     def body() -> None:
         must_be_able_to_run(rpc_server)
         with started("off") as keeper:
-            assert not keeper.sandboxed
+            assert not keeper.has_network
             assert says_hello(dial(keeper, keeper.spawn(rpc_server)))
 
     in_a_fork(body, user)
@@ -234,6 +244,8 @@ def test_a_server_that_was_taken_over_gets_at_nothing(shared: Path, all_layers: 
                 Try("sendmsg", str(shared / "datagrams")),
                 Try("open to all", str(secret)),
                 Try("empty", str(secret)),
+                Try("fork"),
+                Try("limit", victim),
             ]
             ptrace = [Try("memory", victim), Try("seize", victim), Try("peek", victim), Try("io_uring")]
             scoped = [Try("signal", victim)] if landlock.abi() >= 6 else []
@@ -296,9 +308,9 @@ def test_memory_that_runs_short_takes_nothing_from_the_server(all_layers: str) -
     drop = Path("/proc/sys/vm/drop_caches")
     if os.geteuid() != 0 or not os.access(drop, os.W_OK):
         pytest.skip("needs root, to have the kernel forget")
-    script = ": >/proc/self/task/$$/comm && head -c1 /proc/cpuinfo && head -c1 /proc/$$/stat && echo fine"
+    script = ": >/proc/self/task/$$/comm && read -r _ </proc/cpuinfo && read -r _ </proc/$$/stat && echo fine"
     with started(all_layers) as keeper:
-        child = keeper.spawn(shell(f"trap go=1 USR1; echo ready; until [ $go ]; do sleep 0.05; done; {script}"))
+        child = keeper.spawn(shell(f"trap go=1 USR1; echo ready; until [ $go ]; do :; done; {script}"))
         assert os.read(child.output, 100) == b"ready\n"
         drop.write_text("2")
         os.kill(child.pid, signal.SIGUSR1)
@@ -309,7 +321,7 @@ def test_a_driver_that_needs_more_makes_auto_give_way_once_and_loudly(
     shared: Path, all_layers: str, rpc_server: ServerCommand, caplog: pytest.LogCaptureFixture
 ) -> None:
     (shared / "driver").touch()
-    needy = shell(f"head -c0 {shared}/driver && exec sleep 1000")
+    needy = shell(f": <{shared}/driver && exec sleep 1000")
     with started("auto") as keeper:
         assert keeper.spawn(needy).wait(HANG_GUARD) == 1
         child = keeper.spawn(needy)
@@ -330,6 +342,21 @@ def test_a_server_that_fails_anyway_brings_the_sandbox_back(all_layers: str) -> 
             assert keeper.spawn(shell("exit 3")).wait(HANG_GUARD) == 3
             seen.append(keeper.sandbox)
         assert seen == ["network+files+calls", "network", "network+files+calls", "network+files+calls"]
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("kill -9 $$", -signal.SIGKILL)])
+def test_an_end_that_no_driver_brings_about_is_no_reason_to_give_way(all_layers: str, script: str, status: int) -> None:
+    """A port that is taken, memory that runs out: others can bring these about."""
+    with started("auto") as keeper:
+        for _ in range(3):
+            assert keeper.spawn(shell(script)).wait(HANG_GUARD) == status
+            assert keeper.sandbox == "network+files+calls"
+        keeper.spawn(shell("exit 3")).wait(HANG_GUARD)
+        seen = []
+        for _ in range(2):
+            keeper.spawn(shell(script)).wait(HANG_GUARD)
+            seen.append(keeper.sandbox)
+        assert seen == ["network", "network+files+calls"]
 
 
 def test_the_sandbox_never_gives_way_once_a_server_was_reached(rpc_server: ServerCommand, all_layers: str) -> None:
@@ -385,7 +412,9 @@ def test_a_machine_that_forbids_namespaces(rpc_server: ServerCommand) -> None:
         assert "--sandbox off" in refused.value.hint
         with started("auto") as keeper:
             assert keeper.reason == "unshare: Operation not permitted"
-            assert keeper.sandbox == "files+calls"
+            for _ in range(3):  # others reach its port, so they can make it end: no reason to give way
+                assert keeper.spawn(shell("exit 3")).wait(HANG_GUARD) == 3
+                assert keeper.sandbox == "files+calls"
             assert says_hello(dial(keeper, keeper.spawn(rpc_server)))
 
     in_a_fork(body)
@@ -403,6 +432,38 @@ def test_a_port_that_a_stranger_holds_is_never_taken_for_ours() -> None:
             with stranger.accept()[0] as refused:
                 refused.settimeout(HANG_GUARD)
                 assert refused.recv(100) == b""
+
+
+def test_a_process_beside_the_server_is_never_taken_for_it(sandbox: str) -> None:
+    """In its own network too, where the filter of calls has given way."""
+    with started("auto") as keeper:
+        assert keeper.spawn(shell("exit 3")).wait(HANG_GUARD) == 3
+        argv = [sys.executable, "-c", BESIDE, "stand-in"]
+        child = keeper.spawn(ServerCommand(argv, {"PATH": os.defpath}, Path("/")))
+        assert keeper.sandbox == "network"
+        assert os.read(child.output, 100) == b"listening\n"
+        with pytest.raises(ConnectionRefusedError, match="not rpc-server's"):
+            keeper.dial(child, HANG_GUARD)
+
+
+def left_behind(child: Child) -> int:
+    """Where the process is that `LEAVE_BEHIND` has started."""
+    pid = int(os.read(child.output, 100))
+    assert wait_until(lambda: os.getsid(pid) == pid), "it never hid in a session of its own"
+    return pid
+
+
+def test_nothing_that_a_server_started_outlives_it() -> None:
+    """Without the filter of calls: in a session of its own, its parent gone."""
+    with started("off") as keeper:
+        child = keeper.spawn(shell(f"{LEAVE_BEHIND}; exec sleep 1000"))
+        pid = left_behind(child)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait(HANG_GUARD) == -signal.SIGKILL
+        assert is_gone(pid), "its end was told before all of it had ended"
+        child = keeper.spawn(shell(f"{LEAVE_BEHIND}; exec sleep 1000"))
+        pid = left_behind(child)
+    assert is_gone(pid), "it outlived the keeper"
 
 
 def test_a_port_that_is_taken_is_an_error_before_the_start() -> None:
@@ -513,7 +574,7 @@ def test_how_the_server_ended_is_told(script: str, status: int) -> None:
 
 
 def test_the_server_is_killed_when_it_will_not_go() -> None:
-    with started("auto") as keeper:
+    with started("off") as keeper:  # within, bash could not start `sleep`
         child = keeper.spawn(shell("trap '' TERM; echo ready; while :; do sleep 0.05; done"))
         assert os.read(child.output, 100) == b"ready\n"
         assert child.wait(0.1) is None
@@ -550,7 +611,8 @@ def test_the_server_gets_exactly_what_it_was_given() -> None:
     odd = "a b\t\"'\n\u00fc\udcff"
     arguments = [odd, "", *["x" * 1000] * 300]
     script = (
-        'printf "%s\\0" "$@"; tr "\\0" "\\n" </proc/$$/environ; cat; pwd -P; '
+        'printf "%s\\0" "$@"; while IFS= read -rd "" one; do echo "$one"; done </proc/$$/environ; '
+        'while read -r one; do echo "$one"; done; pwd -P; '
         "for n in {3..99}; do [ -e /proc/$$/fd/$n ] && echo descriptor $n; done; "
         "exec grep -e SigIgn -e SigBlk /proc/self/status"
     )
