@@ -169,6 +169,8 @@ class Channel:
                 received = self._receive(view, deadline)
 
     def _receive(self, view: memoryview, deadline: float | None) -> int:
+        if self._closed:  # its socket may be gone; while we hold `_reading` it stays
+            raise self._broken()
         if deadline is not None:
             _wait_for(self._sock, select.POLLIN, _left(deadline))
         try:

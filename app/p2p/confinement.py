@@ -32,6 +32,12 @@ _SYSTEM = (
     "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom",
 )  # fmt: skip
 """Programs, libraries, drivers, and how they are set up. Root could read the debug and tracing parts of /sys."""
+_PROC = tuple(
+    f"/proc/{name}"
+    for name in ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "modules", "devices",
+                 "driver", "sys", "cgroups", "swaps", "iomem")
+)  # fmt: skip
+"""What ggml, C libraries and drivers read. Nothing of other processes; each costs the keeper a descriptor."""
 _GPUS = (
     "/dev/dri", "/dev/kfd", "/dev/dxg", "/dev/accel", "/dev/nvidia*", "/dev/nvmap", "/dev/nvgpu",
     "/dev/nvhost*", "/dev/mali*", "/dev/dma_heap",
@@ -83,7 +89,7 @@ def confine(command: ServerCommand) -> Confinement:
         with suppress(OSError):  # then the server does without, or says itself what it lacks
             make_private(directory)
 
-    readable = [*_matching(_SYSTEM), *_processless_proc()]
+    readable = [*_matching(_SYSTEM), *_matching(_PROC)]
     for path in _own_places(command):
         if _is_above(path, home):
             log.warning("rpc-server may not read all of %s: your own files are below it", path)
@@ -130,11 +136,6 @@ def _driver_of(manifest: Path) -> Iterator[Path]:
         library = Path(json.loads(manifest.read_text())["ICD"]["library_path"])
         if len(library.parts) > 1:
             yield (manifest.parent / library).parent
-
-
-def _processless_proc() -> list[str]:
-    """All of /proc but the processes, whose command lines it would show; links lead to one's own."""
-    return [entry.path for entry in os.scandir("/proc") if not entry.name.isdigit() and not entry.is_symlink()]
 
 
 def _matching(patterns: tuple[str, ...]) -> list[str]:

@@ -88,6 +88,8 @@ class Ruleset:
         if not stat.S_ISDIR(os.fstat(pin).st_mode):
             access &= _TO_FILES
         call("syscall", _ADD_RULE, self._fd, _PATH_BENEATH, _RULE.pack(access, pin), 0, step=f"Landlock: {path}")
+        if not path.startswith("/proc/"):
+            os.close(self._pins.pop())  # the rule itself holds an inode of any other file system
 
     def pin(self, path: str) -> int | None:
         """A descriptor of `path`, open until the ruleset is closed; None where there is no such thing.

@@ -22,7 +22,7 @@ ODD = {
 
 @pytest.mark.parametrize("how", ["after --", "in the environment"])
 def test_odd_arguments(binary: Path, env: dict[str, str], record: Record, how: str) -> None:
-    """Row 50: rpc-server repeats the name of a device that it does not know."""
+    """Row 50: a device that is not there is repeated as it was given; tests/test_launch.py has the server's argv."""
     for name, value in ODD.items():
         words = ["--", "-p", str(free_port()), "-d", value]
         variables = {}
@@ -30,7 +30,7 @@ def test_odd_arguments(binary: Path, env: dict[str, str], record: Record, how: s
             quoted = value.replace("'", "'\"'\"'")
             variables, words = {"EXTRA_LLAMA_CPP_ARGS": f"-p {free_port()} -d '{quoted}'"}, []
         told = subprocess.run([binary, "llama-cpp-rpc", *words], env=env | variables, capture_output=True, timeout=60)
-        assert value.strip().encode() in told.stderr, (name, told.stderr[:500])
+        assert f"no device {value.strip()!r}".encode() in told.stderr, (name, told.stderr[:500])
     record(50, f"{how}: {len(ODD)} of {len(ODD)} passed on exactly")
 
 

@@ -373,15 +373,12 @@ def test_the_lease_against_real_clients(
         assert set(refusals) == {6}, "the second head got in between"
 
 
-@pytest.mark.parametrize("arguments", ["-d NOSUCH", "-c"])
-def test_a_server_that_never_starts_is_given_up_with_its_last_lines(
-    cluster: Cluster, hosts: list[Host], arguments: str
-) -> None:
+def test_a_server_that_never_starts_is_given_up_with_its_last_lines(cluster: Cluster, hosts: list[Host]) -> None:
     blocked = cluster.scratch / hosts[0].namespace
     blocked.mkdir()
     (blocked / ".cache").write_text("a file where the cache directory should be")
     result = subprocess.run(
-        hosts[0].command([cluster.binary, "p2p-llama-cpp-rpc", "--llama-cpp-args", arguments]),
+        hosts[0].command([cluster.binary, "p2p-llama-cpp-rpc", "--llama-cpp-args", "-c"]),
         env=cluster.env(hosts[0].namespace),
         capture_output=True,
         text=True,
@@ -390,7 +387,7 @@ def test_a_server_that_never_starts_is_given_up_with_its_last_lines(
     )
     assert result.returncode == 7, result.stderr
     assert "error: rpc-server keeps crashing" in result.stderr
-    assert ("unknown device: NOSUCH" if "-d" in arguments else "Failed to create cache directory") in result.stderr
+    assert "Failed to create cache directory" in result.stderr
     assert "hint: " in result.stderr
 
 

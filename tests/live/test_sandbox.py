@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,21 +107,22 @@ class Place:
 
 
 @pytest.fixture(params=["root", "root in a user's home", "user"])
-def place(request: pytest.FixtureRequest, binary: Path, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, binary: Path) -> Iterator[Place]:
     if os.geteuid() != 0:
         pytest.skip("needs root, to be somebody else too")
     if missing := layers.refusals():
         pytest.skip(f"this machine allows less: {missing}")
     token = subprocess.run([binary, "token"], capture_output=True, text=True, check=True).stdout.strip()
-    home = Path(os.path.realpath(tmp_path)) / "home"
+    # Not pytest's own, which every other run of pytest closes to others.
+    top = Path(os.path.realpath(tempfile.mkdtemp(prefix="worker-sandbox-")))
+    top.chmod(0o755)
+    home = top / "home"
     home.mkdir(mode=0o700)
     if request.param != "root":
         # .cache is there already, as in a real home, and theirs
         (home / ".cache").mkdir(mode=0o700)
         for path in (home, home / ".cache"):
             os.chown(path, NOBODY, NOBODY)
-        for above in home.parents[:3]:
-            above.chmod(0o755)
     uid = NOBODY if request.param == "user" else 0
     copied = binary
     if uid:
@@ -129,7 +132,8 @@ def place(request: pytest.FixtureRequest, binary: Path, tmp_path: Path) -> Place
     assets = home.parent / "assets"
     assets.mkdir(mode=0o700)
     os.chown(assets, uid, uid)
-    return Place(copied, home, token, uid, assets)
+    yield Place(copied, home, token, uid, assets)
+    shutil.rmtree(top)
 
 
 def test_a_model_behind_the_whole_sandbox(place: Place, clients: Path, tiny_model: Path, tree: Path) -> None:
