@@ -13,7 +13,7 @@ SUPPORTED = True
 
 def work(options: P2pOptions, extra: list[str] | None) -> int:
     """`worker p2p-llama-cpp-rpc`"""
-    late.unpack()
+    _prepare()
     from app.p2p.worker import work as run
 
     return run(options, extra)
@@ -21,7 +21,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
 
 def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     """`worker connect`"""
-    late.unpack()
+    _prepare()
     from app.p2p.head import connect as run
 
     return run(options, extra)
@@ -29,7 +29,7 @@ def connect(options: ConnectOptions, extra: list[str] | None) -> int:
 
 def list_workers(options: ListOptions, extra: list[str] | None) -> int:
     """`worker list`"""
-    late.unpack()
+    _prepare()
     from app.p2p.head import list_workers as run
 
     return run(options, extra)
@@ -42,3 +42,11 @@ def new_token(options: TokenOptions, extra: list[str] | None) -> int:  # noqa: A
 
     print(generate())
     return 0
+
+
+def _prepare() -> None:
+    """For what opens connections, in threads."""
+    late.unpack()
+    from app.p2p.libc import bound_heaps
+
+    bound_heaps()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+_M_ARENA_MAX = -8  # malloc.h
+_ARENAS = 2
 
 Argument = int | bytes | ctypes.Structure | ctypes.Array[ctypes.c_char]
 
@@ -27,3 +31,14 @@ def call(function: str, *arguments: Argument, step: str = "") -> int:
         code = ctypes.get_errno()
         raise OSError(code, f"{step or function}: {os.strerror(code)}")
     return returned
+
+
+def bound_heaps() -> None:
+    """Give all threads two heaps between them; before the first thread.
+
+    glibc gives threads heaps of their own, up to eight a processor, and each keeps what the blocks of its
+    busiest tunnel took: a worker grew from 81 to 119 MiB in half an hour of coming and going heads, and
+    stayed at 75 with this.
+    """
+    with suppress(AttributeError):  # another C library has no such thing
+        call("mallopt", _M_ARENA_MAX, _ARENAS)
