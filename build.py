@@ -39,7 +39,9 @@ examples:
   python3 build.py --target aarch64      the native part for another machine
 """
 _PROGRAMS = {"bench": "bench", "faults": "tests.faults", "fuzz": "tests.fuzz", "soak": "tests.soak"}
-"""Commands that drive what was built, and the module that each one is."""
+"""Commands that measure or attack what was built, and the module that each one is."""
+_DRIVING = ("test", *_PROGRAMS)
+"""Commands that drive what was built, so that they need all of it."""
 
 
 def main() -> None:
@@ -49,8 +51,7 @@ def main() -> None:
             shutil.rmtree(directory, ignore_errors=True)
         return
     environment.check_python()
-    drives = arguments.command == "test" or arguments.command in _PROGRAMS
-    environment.prepare(arguments.offline, tests=drives, fuzz=arguments.command == "fuzz")
+    environment.prepare(arguments.offline, tests=arguments.command in _DRIVING, fuzz=arguments.command == "fuzz")
     if arguments.command == "fetch":
         _fetch(arguments)
         return
@@ -128,7 +129,7 @@ def _parse() -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = ("build", "test", *_PROGRAMS, "fetch", "clean")
+    commands = ("build", *_DRIVING, "fetch", "clean")
     parser.add_argument("command", nargs="?", default="build", choices=commands, metavar="COMMAND", help="see below")
     parser.add_argument("rest", nargs="*", metavar="WHAT", help="what to fetch to, measure or test")
     parser.add_argument("--quick", action="store_true", help="for bench: once and little, to see that it works")
@@ -154,7 +155,7 @@ def _parse() -> argparse.Namespace:
         if len(arguments.rest) != 1:
             parser.error("fetch wants one directory, such as: python3 build.py fetch archives")
         arguments.what = Path(arguments.rest[0])
-    drives = arguments.command == "test" or arguments.command in _PROGRAMS
+    drives = arguments.command in _DRIVING
     if arguments.command != "fetch" and arguments.rest and not drives:
         parser.error(f"{arguments.command} takes no {arguments.rest[0]!r}")
     if drives and (arguments.no_p2p or arguments.target != platform.machine()):

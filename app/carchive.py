@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from app.errors import ExitCode, WorkerError
+from app.errors import WorkerError, damaged_copy
 
 EXECUTABLE = "/proc/self/exe"
 """Not `sys.executable`: after an upgrade that path is another file than the one that runs."""
@@ -54,11 +54,7 @@ def entries(file: BinaryIO) -> dict[str, Entry]:
         file.seek(start + table_offset)
         return dict(_read_table(file.read(min(table_length, length)), start, length))
     except (ValueError, struct.error) as error:
-        raise WorkerError(
-            f"the archive in this program is broken: {error}",
-            "this copy of the program is damaged: copy it again",
-            ExitCode.ASSETS,
-        ) from error
+        raise damaged_copy(f"the archive in this program is broken: {error}") from error
 
 
 def _read_table(table: bytes, start: int, length: int) -> Iterator[tuple[str, Entry]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app import carchive, manifest
-from app.errors import ExitCode, WorkerError
+from app.errors import damaged_copy
 from app.manifest import Manifest
 
 MANIFEST_ENTRY = "payload/manifest.json"
@@ -32,7 +32,7 @@ def payload() -> Payload:
     try:
         table = manifest.from_json(_read(MANIFEST_ENTRY))
     except ValueError as error:
-        raise _damaged(str(error)) from error
+        raise damaged_copy(f"the carried files are broken: {error}") from error
     return Payload(table, lambda number: _read(SEGMENT_ENTRY.format(number)))
 
 
@@ -51,13 +51,5 @@ def _read(name: str) -> bytes:
     with Path(carchive.EXECUTABLE).open("rb") as file:
         entry = carchive.entries(file).get(name)
         if entry is None:
-            raise _damaged(f"it holds no {name}")
+            raise damaged_copy(f"the carried files are broken: it holds no {name}")
         return entry.read(file)
-
-
-def _damaged(why: str) -> WorkerError:
-    return WorkerError(
-        f"the carried files are broken: {why}",
-        "this copy of the program is damaged: copy it again",
-        ExitCode.ASSETS,
-    )

@@ -41,3 +41,8 @@ class WorkerError(Exception):
 def usage_error(message: str, hint: str = "") -> WorkerError:
     """The command line or an environment variable is wrong."""
     return WorkerError(message, hint, ExitCode.USAGE)
+
+
+def damaged_copy(what: str) -> WorkerError:
+    """The file of this program is not what was built; `what` of it, and how that shows."""
+    return WorkerError(what, "this copy of the program is damaged: copy it again", ExitCode.ASSETS)

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 from app import carchive, onefile
-from app.errors import ExitCode, WorkerError
+from app.errors import WorkerError, damaged_copy
 
 PREFIX = "late/"
 """Of the entries' names; what follows is where the library belongs below the program's directory."""
@@ -32,9 +32,7 @@ def unpack() -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(zlib.decompress(entry.read(file)))
     except zlib.error as error:
-        raise WorkerError(
-            f"this program is broken: {error}", "this copy of it is damaged: copy it again", ExitCode.ASSETS
-        ) from error
+        raise damaged_copy(f"this program is broken: {error}") from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise WorkerError(

@@ -24,7 +24,7 @@ from pathlib import Path
 from app import segments
 from app.directories import UnsafeDirectory, open_private, opened, remove
 from app.embedded import Payload
-from app.errors import ExitCode, WorkerError
+from app.errors import WorkerError, damaged_copy
 from app.manifest import Manifest
 from app.options import DEFAULT_ASSETS_PATH
 from app.verify import Damaged, verify
@@ -207,11 +207,7 @@ def readable_errors(base: Path) -> Iterator[None]:
         default = (f"cannot use {base}: {reason}", "name another directory with BACKEND_ASSETS_PATH")
         raise UnsafeDirectory(*reasons.get(error.errno or 0, default)) from error
     except (Damaged, EOFError, ValueError, lzma.LZMAError) as error:
-        raise WorkerError(
-            f"the carried files are broken: {error}",
-            "this copy of the program is damaged: copy it again",
-            ExitCode.ASSETS,
-        ) from error
+        raise damaged_copy(f"the carried files are broken: {error}") from error
 
 
 def _absolute(path: str) -> Path:

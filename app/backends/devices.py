@@ -8,13 +8,11 @@ import sys
 from collections.abc import Iterable
 
 from app import embedded, payload
-from app.backends import policy
 from app.backends.findings import Device, Findings
-from app.backends.policy import Plan, Wishes
+from app.backends.policy import Plan
 from app.backends.start import Starter
 from app.console import Table, print_plain
 from app.errors import ExitCode, WorkerError
-from app.launch import user_environment
 from app.options import DevicesOptions
 
 _HEADINGS = ("BACKEND", "NAME", "DESCRIPTION", "MEMORY", "DRIVER", "SERVED")
@@ -29,8 +27,8 @@ def run(options: DevicesOptions, extra: list[str] | None) -> int:  # noqa: ARG00
     if found is None:
         raise WorkerError("the devices cannot be told", "start with --log-level debug to see why")
     chosen = starter.plan(found)
-    wishes = Wishes(visible=user_environment(os.environ).get("GGML_VK_VISIBLE_DEVICES"))
-    devices = [*found.devices, *policy.hidden(found, wishes)]
+    hidden = (one.device for one in chosen.skipped if one.device not in found.devices)
+    devices = [*found.devices, *hidden]
     if options.json:
         print(json.dumps(_facts(found, chosen, devices), indent=2))
         return ExitCode.OK

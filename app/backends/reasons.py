@@ -23,19 +23,23 @@ def absences(findings: Findings, machine: Machine) -> tuple[Absence, ...]:
     """One for each GPU backend whose library is there and which offers no device that works."""
     at_work = {device.backend for device in findings.devices if device.is_gpu and not device.trouble}
     return tuple(
-        Absence(BACKENDS.get(kind(library.name), kind(library.name)), *_why(library, findings, machine))
+        Absence(_backend(library), *_why(library, findings, machine))
         for library in findings.libraries
-        if kind(library.name) not in ("cpu", "rpc", "blas")
-        and BACKENDS.get(kind(library.name), kind(library.name)) not in at_work
+        if kind(library.name) not in ("cpu", "rpc", "blas") and _backend(library) not in at_work
     )
+
+
+def _backend(library: Library) -> str:
+    """What its devices' backend calls itself, as far as we know."""
+    word = kind(library.name)
+    return BACKENDS.get(word, word)
 
 
 def _why(library: Library, findings: Findings, machine: Machine) -> tuple[str, str]:
     """The reason and its remedy."""
     if library.state in HARMFUL:
         return f"{library.name} {library.detail}", "update the GPU's driver"
-    name = BACKENDS.get(kind(library.name), kind(library.name))
-    broken = [device for device in findings.devices if device.backend == name and device.trouble]
+    broken = [device for device in findings.devices if device.backend == _backend(library) and device.trouble]
     if broken:
         return "; ".join(f"{one.name} {one.trouble}" for one in broken), "update the GPU's driver; is it in use?"
     if kind(library.name) == "vulkan" and findings.vulkan.problem in ("loader", "old", CRASHED, HUNG):

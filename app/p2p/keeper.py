@@ -121,11 +121,6 @@ class Keeper:
         return Layer.NETWORK in (self._layers or ())
 
     @property
-    def reason(self) -> str:
-        """Why it has not; empty when it has."""
-        return self.missing.get(Layer.NETWORK, "")
-
-    @property
     def sandbox(self) -> str:
         """The layers in force, such as "network+files+calls", or "off"."""
         return names(self._layers or ())

@@ -27,6 +27,7 @@ from app.errors import WorkerError
 from app.launch import ServerCommand
 from app.p2p import landlock, layers
 from app.p2p.keeper import Child, Keeper, KeeperLost, start_keeper
+from app.p2p.layers import Layer
 from tests.p2p.attacker import Try, attacker
 from tests.p2p.processes import is_gone, shell, wait_until
 
@@ -139,7 +140,7 @@ def user(request: pytest.FixtureRequest) -> int | None:
 def sandbox() -> str:
     with started("auto") as keeper:
         if not keeper.has_network:
-            pytest.skip(f"this machine allows no namespace: {keeper.reason}")
+            pytest.skip(f"this machine allows no namespace: {keeper.missing[Layer.NETWORK]}")
     return "on"
 
 
@@ -411,7 +412,7 @@ def test_a_machine_that_forbids_namespaces(rpc_server: ServerCommand) -> None:
             start_keeper("on")
         assert "--sandbox off" in refused.value.hint
         with started("auto") as keeper:
-            assert keeper.reason == "unshare: Operation not permitted"
+            assert keeper.missing[Layer.NETWORK] == "unshare: Operation not permitted"
             for _ in range(3):  # others reach its port, so they can make it end: no reason to give way
                 assert keeper.spawn(shell("exit 3")).wait(HANG_GUARD) == 3
                 assert keeper.sandbox == "files+calls"

@@ -21,6 +21,7 @@ from app.launch import ServerCommand
 from app.p2p import keeper as keeper_module
 from app.p2p import rpc, supervisor
 from app.p2p.keeper import Keeper, start_keeper
+from app.p2p.layers import Layer
 from app.p2p.server import Down, Failed, Ready, ServerState, Starting
 from app.p2p.supervisor import ATTEMPTS, FIRST_DELAY, LAST_LINES, MAX_DELAY, STEADY, Supervisor
 from tests.p2p.processes import is_gone, shell, wait_until
@@ -96,7 +97,7 @@ def keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     keeper = start_keeper(request.param)
     if request.param == "auto" and not keeper.has_network:
         keeper.close()
-        pytest.skip(f"this machine allows no namespace: {keeper.reason}")
+        pytest.skip(f"this machine allows no namespace: {keeper.missing[Layer.NETWORK]}")
     yield keeper
     keeper.close()
 
