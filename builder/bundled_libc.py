@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from app.payload import LIBRARIES
 from builder.elf import Elf
 from builder.steps import fail
 
@@ -20,7 +21,6 @@ _SEARCH = (
     "/lib",
 )
 _LOADERS = ("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1")
-LIBRARIES = Path("backend-assets/lib")
 
 
 def add(tree: Path) -> None:

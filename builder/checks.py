@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from app.payload import SERVER
 from builder.paths import PYTHON, ROOT
 from builder.steps import fail, say
 
@@ -41,7 +42,7 @@ class Built:
             "WORKER_TEST_LIBC_BINARY": str(self.with_libc),
             "WORKER_TEST_TREE": str(self.tree),
             "WORKER_TEST_AARCH64_TREE": str(self.aarch64_tree or ""),
-            "WORKER_TEST_SERVER": str(self.tree / "backend-assets/util/llama-cpp-rpc-server"),
+            "WORKER_TEST_SERVER": str(self.tree / SERVER),
             "WORKER_TEST_CLIENTS": str(self.clients),
             "WORKER_TEST_VULKAN_ENV": json.dumps(dict(self.software_gpu)),
         }

@@ -9,8 +9,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.payload import LIBRARIES
 from builder.environment import LOCKS, download
-from builder.paths import BUILD
+from builder.paths import BUILD, DOWNLOADS
 from builder.steps import digest, fail, once, say
 
 ARCHITECTURES = "75-virtual;80-virtual;86-real;89-real;90-virtual;120a-real"
@@ -57,7 +58,7 @@ class CudaSdk:
     def add_libraries(self, tree: Path) -> None:
         """Put cuBLAS into the tree, where it is to be carried."""
         if self.carry_cublas:
-            target = tree / "backend-assets/lib"
+            target = tree / LIBRARIES
             target.mkdir(parents=True, exist_ok=True)
             for pattern in ("libcublas.so.*", "libcublasLt.so.*"):
                 library = _one(self.cublas, pattern)
@@ -66,20 +67,18 @@ class CudaSdk:
 
 def prepare(offline: Path | None, architectures: str, *, carry_cublas: bool) -> CudaSdk:
     """Find nvcc, fetch cuBLAS's headers and libraries; ends the build where nvcc is missing."""
-    found = shutil.which("nvcc") or next((place for place in _PLACES if Path(place).exists()), None)
-    if found is None:
-        fail("nvcc is missing, which compiles the CUDA backend", _HINT)
-    told = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    nvcc = _nvcc()
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"release ([\d.]+)", told)
     if version is None:
-        fail(f"{found} --version tells no version", _HINT)
+        fail(f"{nvcc} --version tells no version", _HINT)
     cublas = BUILD / "cublas"
     once("cublas", digest(files=[LOCKS["cuda"]]), [cublas], lambda: _unpack(cublas, offline))
-    return CudaSdk(_real(Path(found)), version[1], architectures, cublas / "nvidia/cu13", carry_cublas)
+    return CudaSdk(nvcc, version[1], architectures, cublas / "nvidia/cu13", carry_cublas)
 
 
 def _unpack(target: Path, offline: Path | None) -> None:
-    archives = offline or BUILD / "download"
+    archives = offline or DOWNLOADS
     if not offline:
         download("cuda", archives)
     wheels = sorted(archives.glob("nvidia_cublas-*.whl"))
@@ -98,6 +97,12 @@ def _one(root: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _real(nvcc: Path) -> Path:
+def _nvcc() -> Path:
     """The compiler itself: CMake looks for the toolkit beside it, and what is on PATH may be a script elsewhere."""
-    return next((Path(place) for place in _PLACES if Path(place).exists()), nvcc.resolve())
+    for place in map(Path, _PLACES):
+        if place.exists():
+            return place
+    found = shutil.which("nvcc")
+    if found is None:
+        fail("nvcc is missing, which compiles the CUDA backend", _HINT)
+    return Path(found).resolve()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from builder.paths import BUILD, REQUIREMENTS
+from builder.paths import REQUIREMENTS
 from builder.steps import safe_members, say
 
 LOCK = REQUIREMENTS / "debian.txt"
@@ -70,11 +70,6 @@ def unpack_deb(archive: Path, target: Path) -> None:
                 tar.extractall(target)  # noqa: S202 - safe_members refuses what leaves it
             return
     raise ValueError(f"{archive} holds no data.tar.xz")
-
-
-def scratch() -> Path:
-    """Where archives are kept between builds."""
-    return BUILD / "download"
 
 
 def _mirrors() -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.manifest import ServerOption
+from app.payload import LIBRARIES, PROBE, SERVER
 from builder import bundled_libc, source
 from builder.cuda import CudaSdk
 from builder.elf import Elf, newest_glibc
@@ -33,9 +34,7 @@ CUDA_BACKEND = "libggml-cuda.so"
 _FACTS = "facts.json"
 _PROBE_LIMIT = 60.0
 """Seconds for a CPU variant to compute a small thing."""
-UTIL = Path("backend-assets/util")
-SERVER = UTIL / "llama-cpp-rpc-server"
-PROBE = UTIL / "worker-probe"
+UTIL = Path(SERVER).parent
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,12 @@ class NativeOptions:
     cuda: CudaSdk | None = None
     left_out: str = ""
     """Why there is no GPU backend, where the user did not choose so."""
+
+    @property
+    def gpu_sdk(self) -> str:
+        """What the GPU backend is compiled with, or why there is none."""
+        sdk = {"vulkan": self.vulkan, "cuda": self.cuda}.get(self.gpu)
+        return sdk.name if sdk is not None else self.left_out
 
     @property
     def name(self) -> str:
@@ -106,7 +111,6 @@ def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
     key = digest(options, llama_cpp.sha256, files=[*NATIVE.iterdir(), *code])
     once(f"native-{tree.name}", key, [tree / SERVER, variants], make)
     glibc = ".".join(map(str, newest_glibc(_files(tree / UTIL))))
-    sdk = options.vulkan if options.gpu == "vulkan" else options.cuda
     return Tree(
         path=tree,
         target=options.target,
@@ -116,7 +120,7 @@ def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
         llama_cpp=llama_cpp.version,
         commit=source.COMMIT,
         rpc_protocol=llama_cpp.rpc_protocol,
-        gpu_sdk=sdk.name if sdk is not None and options.gpu != "none" else options.left_out,
+        gpu_sdk=options.gpu_sdk,
         cpu_variants_run=tuple(json.loads(variants.read_text())),
     )
 
@@ -216,7 +220,7 @@ def _run_variants(tree: Path, options: NativeOptions) -> list[str]:
         return []
     ran, unable = [], []
     for file in sorted((tree / UTIL).glob("libggml-cpu-*.so")):
-        loader = [tree / bundled_libc.LIBRARIES / "ld.so"] if options.bundle_libc else []
+        loader = [tree / LIBRARIES / "ld.so"] if options.bundle_libc else []
         command = list(map(str, [*loader, tree / PROBE, "load", file]))
         try:
             probe = subprocess.run(
@@ -240,7 +244,7 @@ def _run_variants(tree: Path, options: NativeOptions) -> list[str]:
 
 def _mend_and_check(tree: Path, options: NativeOptions) -> None:
     for file in _files(tree):
-        if file.is_relative_to(tree / bundled_libc.LIBRARIES):
+        if file.is_relative_to(tree / LIBRARIES):
             continue  # not ours: cuBLAS
         elf = Elf(file)
         elf.prefer_own_libraries()

@@ -11,6 +11,7 @@ SPEC = ROOT / "worker.spec"
 DIST = ROOT / "dist"
 
 BUILD = ROOT / "build"
+DOWNLOADS = BUILD / "download"
 LOGS = BUILD / "logs"
 STAMPS = BUILD / "stamps"
 VENV = BUILD / "venv"

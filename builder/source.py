@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.environment import LOCKS, fetch_source
-from builder.paths import BUILD
+from builder.paths import BUILD, DOWNLOADS
 from builder.steps import fail, once, safe_members, say
 
 _INSIDE = "vendor/llama.cpp/"
@@ -47,7 +47,7 @@ def prepare(offline: Path | None) -> Source:
     source = Source(BUILD / f"llama.cpp-{sha256[:12]}", sha256)
 
     def make() -> None:
-        directory = offline or BUILD / "download"
+        directory = offline or DOWNLOADS
         archive = directory / name
         if not archive.exists() and not offline:
             fetch_source(directory)

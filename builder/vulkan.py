@@ -20,7 +20,7 @@ from pathlib import Path
 
 from builder import debian
 from builder.debian import Unavailable
-from builder.paths import BUILD
+from builder.paths import BUILD, DOWNLOADS
 from builder.steps import digest, once, run, safe_members, say
 
 OLDEST_HEADERS = 309
@@ -72,7 +72,7 @@ def prepare(offline: Path | None, mirror: str | None) -> VulkanSdk:
 
 
 def _pinned(offline: Path | None, mirror: str | None) -> VulkanSdk:
-    archives = offline or debian.scratch()
+    archives = offline or DOWNLOADS
     debian.fetch(archives, mirror, offline=offline is not None)
     key = digest([archive.sha256 for archive in debian.pinned()], files=[Path(__file__), Path(debian.__file__)])
     once("vulkan-sdk", key, [_DIRECTORY / "glslc"], lambda: _unpack(archives))
