@@ -16,7 +16,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - told here, before an import fail
         "hint: start build.py with Python 3.11 or newer, such as `python3.11 build.py`"
     )
 
-from builder import checks, cuda, debian, environment, freeze, native, package, software_gpu, source, vulkan
+from builder import checks, cuda, debian, environment, freeze, native, openssl, package, software_gpu, source, vulkan
 from builder.paths import BUILD, DIST, ROOT
 from builder.steps import fail, say
 
@@ -65,10 +65,11 @@ def main() -> None:
         return
     tree = native.imported(arguments.native) if arguments.native else native.build(options, llama_cpp)
     payload = package.package(tree, llama_cpp)
+    libraries = openssl.prepare(arguments.offline)
     if arguments.command == "build":
         suffix = ("-cuda" if options.gpu == "cuda" else "") + ("-libc" if tree.libc_bundled else "")
         name = ("worker-nop2p" if arguments.no_p2p else "worker") + suffix
-        binary = freeze.freeze(payload, p2p=not arguments.no_p2p, name=name)
+        binary = freeze.freeze(payload, libraries, p2p=not arguments.no_p2p, name=name)
         if options.left_out:
             say(options.left_out)
         say(f"{binary.relative_to(ROOT)} is ready; try: {binary.relative_to(ROOT)} version")
@@ -78,9 +79,9 @@ def main() -> None:
     if arguments.command == "test" and native.can_emulate():
         aarch64 = native.build(replace(options, target="aarch64", gpu="none", vulkan=None), llama_cpp).path
     built = checks.Built(
-        full=freeze.freeze(payload, p2p=True, name="worker"),
-        small=freeze.freeze(payload, p2p=False, name="worker-nop2p"),
-        with_libc=freeze.freeze(package.package(with_libc, llama_cpp), p2p=False, name="worker-nop2p-libc"),
+        full=freeze.freeze(payload, libraries, p2p=True, name="worker"),
+        small=freeze.freeze(payload, libraries, p2p=False, name="worker-nop2p"),
+        with_libc=freeze.freeze(package.package(with_libc, llama_cpp), libraries, p2p=False, name="worker-nop2p-libc"),
         tree=tree.path,
         clients=native.build_clients(options, llama_cpp),
         aarch64_tree=aarch64,
@@ -110,6 +111,7 @@ def _native_options(arguments: argparse.Namespace) -> native.NativeOptions:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     environment.fetch(arguments.what)
+    openssl.fetch(arguments.what)
     if arguments.gpu == "cuda":
         environment.download("cuda", arguments.what)
     elif arguments.gpu != "none":

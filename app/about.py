@@ -29,6 +29,7 @@ def version(options: VersionOptions, extra: list[str] | None) -> int:  # noqa: A
         "libc_bundled": native.libc_bundled,
         "compiler": native.compiler,
         "python": about["python"],
+        "openssl": about["openssl"],
         "payload": manifest.digest,
     }
     if options.json:
@@ -41,7 +42,7 @@ def version(options: VersionOptions, extra: list[str] | None) -> int:  # noqa: A
     if native.gpu:
         print(f"GPU: {native.gpu}")
     print(f"needs: glibc {about['glibc']} or newer for this program, {libc} for rpc-server")
-    print(f"built with: {native.compiler}, Python {about['python']}")
+    print(f"built with: {native.compiler}, Python {about['python']}, OpenSSL {about['openssl']}")
     print(f"payload: {manifest.digest}")
     return ExitCode.OK
 

@@ -2,8 +2,9 @@
 
 `BASE/<digest>/backend-assets/...`: one directory a payload, so that versions
 stand side by side and an upgrade never writes to a file that runs. Unpacking goes
-lock -> look again -> temporary sibling -> fsync -> verify -> rename; a directory
-that fails its check is set aside, never mended in place.
+lock -> look again -> temporary sibling -> verify -> rename; a directory that fails its
+check is set aside, never mended in place. Nothing waits for the disk: every start checks
+every byte, so what a power cut took is unpacked once more.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _LOCK_POLL = 0.02
 _LOCK = ".lock"
 _TEMPORARY = ".tmp-"
 _SET_ASIDE = ".damaged"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 log = logging.getLogger(__name__)
 
@@ -108,29 +110,27 @@ def verified(base: Path, wanted: Manifest) -> Assets:
 
 def _ensure_in(payload: Payload, base: Path) -> Assets:
     wanted = payload.manifest
-    with readable_errors(base):
-        with opened(open_private(base, create=True)) as base_fd:
-            if os.fstatvfs(base_fd).f_flag & os.ST_NOEXEC:
-                raise UnsafeDirectory(
-                    f"{base} is on a file system mounted noexec",
-                    "name a directory where programs may run with --backend-assets-path or BACKEND_ASSETS_PATH",
-                )
-            with contextlib.suppress(FileNotFoundError, Damaged):
+    with readable_errors(base), opened(open_private(base, create=True)) as base_fd:
+        if os.fstatvfs(base_fd).f_flag & os.ST_NOEXEC:
+            raise UnsafeDirectory(
+                f"{base} is on a file system mounted noexec",
+                "name a directory where programs may run with --backend-assets-path or BACKEND_ASSETS_PATH",
+            )
+        with contextlib.suppress(FileNotFoundError, Damaged):
+            return verified(base, wanted)
+        with locked(base_fd, base):
+            try:
                 return verified(base, wanted)
-            with locked(base_fd, base):
-                try:
-                    return verified(base, wanted)
-                except FileNotFoundError:
-                    pass
-                except Damaged as damage:
-                    log.warning("%s: %s; unpacking anew", base / wanted.digest, damage)
-                    _set_aside(base_fd, wanted.digest)
-                _unpack(payload, base_fd)
-        return verified(base, wanted)
+            except FileNotFoundError:
+                pass
+            except Damaged as damage:
+                log.warning("%s: %s; unpacking anew", base / wanted.digest, damage)
+                _set_aside(base_fd, wanted.digest)
+            return Assets(base, base / wanted.digest, _unpack(payload, base_fd))
 
 
-def _unpack(payload: Payload, base_fd: int) -> None:
-    """Under the lock: unpack to a temporary sibling, check it, and give it its name."""
+def _unpack(payload: Payload, base_fd: int) -> int:
+    """Under the lock: unpack to a temporary sibling, check it, and give it its name; the directory, open and locked."""
     wanted = payload.manifest
     for name in os.listdir(base_fd):
         if name.startswith(wanted.digest + _TEMPORARY):
@@ -138,20 +138,24 @@ def _unpack(payload: Payload, base_fd: int) -> None:
     temporary = f"{wanted.digest}{_TEMPORARY}{secrets.token_hex(4)}"
     os.mkdir(temporary, 0o700, dir_fd=base_fd)
     try:
-        with opened(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=base_fd)) as fd:
+        fd = os.open(temporary, _DIRECTORY, dir_fd=base_fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             segments.extract(wanted, payload.read_segment, fd)
             verify(fd, wanted)
-        os.rename(temporary, wanted.digest, src_dir_fd=base_fd, dst_dir_fd=base_fd)
-        os.fsync(base_fd)
+            os.rename(temporary, wanted.digest, src_dir_fd=base_fd, dst_dir_fd=base_fd)
+        except BaseException:
+            os.close(fd)
+            raise
     except BaseException:
         remove(base_fd, temporary)
         raise
+    return fd
 
 
 def _open_assets(base: Path, base_fd: int, wanted: Manifest) -> Assets:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(wanted.digest, flags, dir_fd=base_fd)
+        fd = os.open(wanted.digest, _DIRECTORY, dir_fd=base_fd)
     except FileNotFoundError:
         raise
     except OSError as error:

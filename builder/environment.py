@@ -12,7 +12,7 @@ from pathlib import Path
 from builder.paths import PYTHON, REQUIREMENTS, VENV
 from builder.steps import digest, fail, once, run
 
-LOCKS = {name: REQUIREMENTS / f"{name}.txt" for name in ("build", "app", "test", "source", "cuda", "fuzz")}
+LOCKS = {name: REQUIREMENTS / f"{name}.txt" for name in ("build", "app", "test", "source", "cuda", "fuzz", "openssl")}
 
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
@@ -46,11 +46,11 @@ def fetch(target: Path) -> None:
     fetch_source(target)
 
 
-def download(name: str, target: Path) -> None:
-    """Fetch the archives of one lock file into `target`."""
+def download(name: str, target: Path, *flags: str) -> None:
+    """Fetch the archives of one lock file into `target`; `flags` are more of pip's."""
     target.mkdir(parents=True, exist_ok=True)
     command = [PYTHON, *_PIP, "download", "--quiet", "--no-deps", "--require-hashes"]
-    run(f"fetching for {name}", [*command, "--dest", target, "--requirement", LOCKS[name]], hint=_index_hint)
+    run(f"fetching for {name}", [*command, *flags, "--dest", target, "--requirement", LOCKS[name]], hint=_index_hint)
 
 
 def fetch_source(target: Path) -> None:

@@ -22,16 +22,18 @@ _START_LIMIT = 60.0
 _P2P_ONLY = ("zeroconf", "cryptography", "app.p2p")
 
 
-def freeze(payload: Path, *, p2p: bool, name: str) -> Path:
-    """Make `dist/<name>`, tested."""
+def freeze(payload: Path, openssl: Path | None, *, p2p: bool, name: str) -> Path:
+    """Make `dist/<name>`, tested. `openssl`: a directory of libraries in place of the interpreter's."""
     target = DIST / name
-    sources = [*(ROOT / "app").rglob("*.py"), SPEC, Path(__file__), *payload.iterdir()]
-    key = digest(p2p, name, _strip(), files=[*sources, *(ROOT / "requirements").glob("*.txt")])
+    parts = [*payload.iterdir(), *(openssl.iterdir() if openssl else ())]
+    sources = [*(ROOT / "app").rglob("*.py"), SPEC, Path(__file__)]
+    key = digest(p2p, name, _strip(), files=[*parts, *sources, *(ROOT / "requirements").glob("*.txt")])
 
     def make() -> None:
         work = BUILD / "frozen" / name
         shutil.rmtree(work, ignore_errors=True)
-        flags = ["--payload", payload, *([] if p2p else ["--no-p2p"]), *(["--strip"] if _strip() else [])]
+        flags = ["--payload", payload, *(["--openssl", openssl] if openssl else [])]
+        flags += [*([] if p2p else ["--no-p2p"]), *(["--strip"] if _strip() else [])]
         if not _strip():
             say("strip is missing: the file is larger and starts slower than it could; install binutils")
         run(

@@ -19,7 +19,7 @@ from builder.paths import BUILD, PYTHON, ROOT
 from builder.source import Source
 from builder.steps import digest, once, say
 
-_SYSTEM_LIBRARIES = ("libssl3", "zlib1g", "libbz2-1.0", "liblzma5", "libffi8")
+_SYSTEM_LIBRARIES = ("zlib1g", "libbz2-1.0", "liblzma5", "libffi8")
 """Debian's names of what the interpreter links to and PyInstaller carries along."""
 
 
@@ -100,5 +100,6 @@ def _licenses(llama_cpp: Source, tree: Tree) -> str:
         texts[f"{name} (of the building machine)"] = (
             notice.read_text(errors="replace") if notice.exists() else "see the library's own project"
         )
+    texts["OpenSSL"] = "Copyright The OpenSSL Project Authors. Apache License 2.0, whose text stands at cryptography."
     rule = "=" * 78
     return "\n".join(f"{rule}\n{name}\n{rule}\n\n{text.strip()}\n" for name, text in texts.items())

@@ -150,6 +150,11 @@ std::string trial(ggml_backend_dev_t device) {
     if (!backend) {
         return "cannot be opened: " + complaint;
     }
+    // ggml's threads wait for each other without sleep: where they are more than processors, that takes ten times as long.
+    ggml_backend_reg_t registered = ggml_backend_dev_backend_reg(device);
+    if (void *found = ggml_backend_reg_get_proc_address(registered, "ggml_backend_set_n_threads")) {
+        reinterpret_cast<ggml_backend_set_n_threads_t>(found)(backend, 1);
+    }
     std::string trouble;
     for (ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
         if (trouble.empty()) trouble = multiply(backend, device, type);
