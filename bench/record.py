@@ -28,8 +28,8 @@ def run(scale: float) -> None:  # noqa: ARG001 - as every bench; a record is alw
     ):
         llama_bench(port, path, _TOKENS)
     about = (
-        f"llama-bench, {model.parameters() / 1e6:.0f} M parameters in F16, {model.LAYERS} layers, "
-        f"width {model.WIDTH}, vocabulary {model.VOCABULARY}"
+        f"llama-bench, {model.SHAPE.parameters / 1e6:.0f} M parameters in F16, {model.SHAPE.layers} layers, "
+        f"width {model.SHAPE.width}, vocabulary {model.VOCABULARY}"
     )
     shape = Shapes(about, shapes.fold(loading(record.exchanges)), shapes.fold(token(record.exchanges)))
     shapes.write(shape)

@@ -18,8 +18,7 @@ _POLL = 0.001
 
 def run() -> None:
     """Measure and publish."""
-    tree = given("WORKER_TEST_TREE")
-    bare_server = str(tree / "backend-assets/util/llama-cpp-rpc-server")
+    bare_server = str(given("WORKER_TEST_SERVER"))
     rows: list[Row] = []
     for label, variable, megabytes in (
         ("worker", "WORKER_TEST_BINARY", 24),

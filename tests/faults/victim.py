@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from app.p2p.frames import Purpose
 from app.p2p.identity import Authority, authority
 from app.p2p.link import Address, Head, greet, new_head
 from app.p2p.token import generate, network, parse
-from tests.live.support import children, free_port, hidden_environment
+from tests.live.support import children, end, free_port, hidden_environment
 from tests.p2p.test_relay import Head as Session
 from tests.p2p.test_relay import Worker
 
@@ -167,10 +166,4 @@ def victim_on_loopback(
         assert process.poll() is None, victim.log
         yield victim
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+
+_BYTES = 3 + 256
+"""Tokens of every vocabulary here."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,22 @@ class Shape:
     heads: int = 4
     feed_forward: int = 384
     context: int = 512
+    words: int = 0
+    """Tokens besides the 256 bytes; nobody says them, but their logits are sent."""
+    half: bool = False
+    """Matrices in F16."""
+
+    @property
+    def parameters(self) -> int:
+        """How many there are in the matrices."""
+        layer = 4 * self.width * self.width + 3 * self.width * self.feed_forward
+        return 2 * (_BYTES + self.words) * self.width + self.layers * layer
 
 
 def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:
-    """Write a GGUF file to `path`: F32 weights, a vocabulary of the 256 bytes and three control tokens."""
+    """Write a GGUF file to `path`, whose vocabulary is three control tokens, the 256 bytes, and `shape.words`."""
     random = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), "llama", use_temp_file=True)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -34,7 +48,9 @@ def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:
 
     control = [b"<unk>", b"<s>", b"</s>"]
     tokens = control + [f"<0x{byte:02X}>".encode() for byte in range(256)]
+    tokens += [f"word{number}".encode() for number in range(shape.words)]
     kinds = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.BYTE] * 256
+    kinds += [gguf.TokenType.NORMAL] * shape.words
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * len(tokens))
@@ -43,10 +59,10 @@ def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
 
-    def weights(*dimensions: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def weights(*dimensions: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
         spread = dimensions[-1] ** -0.5
         values: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = random.standard_normal(dimensions, dtype=np.float32)
-        return values * np.float32(2 * spread)
+        return (values * np.float32(2 * spread)).astype(np.float16 if shape.half else np.float32)
 
     ones = np.ones(shape.width, dtype=np.float32)
     writer.add_tensor("token_embd.weight", weights(len(tokens), shape.width))

@@ -13,9 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 START_LIMIT = 60.0
 """Seconds: a guard against hanging, not a judgement."""
+END_LIMIT = 15.0
+"""Seconds from SIGTERM to SIGKILL."""
 
 _HELLO = b"\x0e" + (24).to_bytes(8, "little") + bytes(24)  # RPC_CMD_HELLO, its size, no capabilities
 
@@ -32,6 +35,17 @@ def free_ports(count: int) -> list[int]:
 def free_port() -> int:
     """A port that was free a moment ago."""
     return free_ports(1)[0]
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Ask it to end, and see to it that it does."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(END_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def hello(port: int, host: str = "127.0.0.1") -> tuple[int, int, int] | None:

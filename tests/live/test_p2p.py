@@ -28,6 +28,7 @@ import pytest
 from tests.live.lan import Host, lan, missing
 from tests.live.support import (
     children,
+    end,
     free_port,
     generate,
     greedy,
@@ -138,13 +139,7 @@ class Cluster:
         try:
             yield program
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(15)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            end(process)
             program._reader.join(5)
             assert process.stdout is not None
             assert process.stderr is not None
