@@ -14,6 +14,10 @@ CRASHED, HUNG, WRONG = "crashed", "hung", "wrong"
 HARMFUL = (CRASHED, HUNG, WRONG)
 
 
+_TYPES = {"total": int, "free": int, "number": int, "suitable": bool, "carried_loader": bool, "devices": tuple}
+"""Of the fields that are no text."""
+
+
 class Library(NamedTuple):
     """One backend library."""
 
@@ -122,13 +126,25 @@ def to_json(findings: Findings) -> str:
 def from_json(text: str | bytes) -> Findings:
     """The inverse of `to_json`. Raises `ValueError` or `TypeError` on anything else."""
     libraries, devices, (problem, detail, listed, carried_loader), absent, gpus = json.loads(text)
-    found = tuple(Device(*one) for one in devices)
-    if not all(type(size) is int for device in found for size in (device.total, device.free)):
-        raise ValueError("sizes are whole numbers")
-    return Findings(
-        tuple(Library(*one) for one in libraries),
-        found,
-        Vulkan(problem, detail, tuple(Physical(*one) for one in listed), carried_loader),
-        tuple(Absence(*one) for one in absent),
-        tuple(gpus),
+    return checked(
+        Findings(
+            tuple(Library(*one) for one in libraries),
+            tuple(Device(*one) for one in devices),
+            Vulkan(problem, detail, tuple(Physical(*one) for one in listed), carried_loader),
+            tuple(Absence(*one) for one in absent),
+            tuple(map(str, gpus)),
+        )
     )
+
+
+def checked(findings: Findings) -> Findings:
+    """`findings`, which come from outside. Raises `TypeError` unless every field is of its type."""
+    vulkan = findings.vulkan
+    all_of_it: tuple[Library | Device | Vulkan | Physical | Absence, ...]
+    all_of_it = (*findings.libraries, *findings.devices, vulkan, *vulkan.devices, *findings.absent)
+    for made in all_of_it:
+        for name, value in made._asdict().items():
+            wanted = _TYPES.get(name, str)
+            if type(value) is not wanted:
+                raise TypeError(f"{name}: {value!r} is no {wanted.__name__}")
+    return findings

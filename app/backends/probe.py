@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app import launch
-from app.backends import policy
+from app.backends import findings, policy
 from app.backends.findings import CRASHED, HUNG, Device, Findings, Library, Physical, Vulkan, kind
 from app.payload import PROBE, VULKAN_LOADER, Assets
 
@@ -20,6 +20,9 @@ RUN_LIMIT = 30.0
 """Seconds for one run: eight CUDA contexts take some; a driver that hangs does so for ever."""
 LIMIT = 90.0
 """Seconds for all of them, after which the server is started as it is."""
+
+_UNINTELLIGIBLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""What reading events raises where a library that was loaded has written among them."""
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +66,13 @@ def probe(assets: Assets, libraries: Mapping[str, Path], environ: Mapping[str, s
     while True:
         paths = [path for path, name in names.items() if name not in trouble.libraries]
         run = _run(assets, [*_flags("--left", left), *_flags("--untried", trouble.devices), *paths], environ, loaders)
-        if not run.how:
-            return _findings(run.events, names, trouble, vulkan)
-        culprit = _culprit(run, names)
+        try:
+            if not run.how:
+                return _findings(run.events, names, trouble, vulkan)
+            culprit = _culprit(run, names)
+        except _UNINTELLIGIBLE as error:
+            log.warning("the backends cannot be tried: the probe's answer is none (%r)", error)
+            return None
         if not culprit or time.monotonic() > deadline:
             log.warning("the backends cannot be tried: the probe %s", run.how)
             return None
@@ -159,19 +166,27 @@ def _findings(
             devices[device.name] = device
         elif "tried" in event:
             devices[event["tried"]] = devices[event["tried"]]._replace(trouble=event["trouble"].strip())
-    found = Findings(tuple(libraries.values()), tuple(devices.values()), vulkan)
+    found = findings.checked(Findings(tuple(libraries.values()), tuple(devices.values()), vulkan))
     return found._replace(devices=tuple(_with_driver(device, found) for device in found.devices))
 
 
-def _with_driver(device: Device, findings: Findings) -> Device:
-    of_vulkan = policy.physical(device, findings)
+def _with_driver(device: Device, found: Findings) -> Device:
+    of_vulkan = policy.physical(device, found)
     if of_vulkan is not None:
         return device._replace(driver=policy.driver_of(of_vulkan))
-    variant = next((one.name for one in findings.libraries if one.state == "ran" and device.type == "cpu"), "")
+    variant = next((one.name for one in found.libraries if one.state == "ran" and device.type == "cpu"), "")
     return device._replace(driver=variant.removeprefix("libggml-").removesuffix(".so"))
 
 
 def _vulkan(run: _Run) -> Vulkan:
+    try:
+        return _read_vulkan(run)
+    except _UNINTELLIGIBLE as error:
+        log.warning("Vulkan cannot be asked: the probe's answer is none (%r)", error)
+        return Vulkan()
+
+
+def _read_vulkan(run: _Run) -> Vulkan:
     if run.how and run.events:
         return Vulkan(HUNG if run.hung else CRASHED, run.how)
     if run.how:  # one that was built without Vulkan says nothing

@@ -57,6 +57,26 @@ def test_a_cpu_variant_that_computes_no_more_is_a_broken_library(probed: Probed,
     assert states(run(probed(cpu_zen4="ok CPU=Some/crash"), base)) == {"cpu-x64.so": "ran", "cpu-zen4.so": "crashed"}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"device": "GPU0"}',
+        '{"library": "no such library", "state": "ran"}',
+        '{"tried": "GPU0", "trouble": ""}',
+        '{"device": "GPU0", "description": 5, "backend": "B", "type": "gpu", "total": "much", "free": 0, "id": ""}',
+        '{"library": []}',
+    ],
+)
+def test_a_library_that_writes_among_the_answers_is_no_traceback(
+    make_payload: MakePayload, base: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe_program = f"#!/bin/sh\necho '{line}'\necho '{{\"end\": true}}'\n".encode()
+    files = {"llama-cpp-rpc-server": b"#!/bin/sh\n", "worker-probe": probe_program, "libggml-cpu-x64.so": b"cpu"}
+    payload = make_payload({f"backend-assets/util/{name}": content for name, content in files.items()})
+    assert run(payload, base) is None
+    assert "the backends cannot be tried" in caplog.text
+
+
 MESA = {"info": "Mesa 24", "api": "1.3.0"}
 VULKAN = [
     {"physical": 0, "name": "V3D-7", "type": "integrated", "driver": "V3DV", **MESA},

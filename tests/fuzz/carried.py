@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import lzma
 import os
 import struct
@@ -12,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from app import carchive, manifest, payload, segments
-from app.backends import findings, verdict
+from app.backends import findings, probe, verdict
 from app.carchive import Entry
 from app.directories import UnsafeDirectory, opened, remove
 from app.embedded import Payload
@@ -113,6 +114,26 @@ def read_verdict(data: bytes) -> bool:
 
 def verdict_seeds() -> list[bytes]:
     return [findings.to_json(_VERDICT).encode(), findings.to_json(findings.Findings()).encode()]
+
+
+def read_probe(data: bytes) -> bool:
+    """What the probe prints, among whose lines a library that it loaded may have written."""
+    events = probe._parse(data)
+    vulkan = probe._vulkan(probe._Run(events, ""))
+    try:
+        found = probe._findings(events, {"/libggml-cpu-x64.so": "libggml-cpu-x64.so"}, probe._Trouble(), vulkan)
+    except probe._UNINTELLIGIBLE:
+        return False
+    assert findings.from_json(findings.to_json(found)) == found
+    return bool(found.devices)
+
+
+def probe_seeds() -> list[bytes]:
+    device = {"device": "CPU", "description": "a CPU", "type": "cpu", "backend": "CPU", "id": "", "total": 1, "free": 1}
+    physical = {"physical": 0, "name": "a GPU", "type": "discrete", "driver": "a", "info": "b", "api": "1.3.0"}
+    library = {"library": "/libggml-cpu-x64.so", "state": "ran", "detail": ""}
+    events = [{"step": "run", "of": "CPU"}, library, device, {"tried": "CPU", "trouble": ""}, physical, {"end": True}]
+    return ["\n".join(map(json.dumps, events)).encode(), b'{"vulkan": "loader", "detail": "none"}\n']
 
 
 @cache

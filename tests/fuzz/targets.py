@@ -21,6 +21,8 @@ TARGETS: Mapping[str, Target] = {
     # A compromised rpc-server.
     "backend": Target(wire.read_backend, wire.backend_seeds),
     "server-output": Target(plain.read_server_output, plain.server_output_seeds),
+    # A library of the user's own, or a GPU's driver.
+    "probe": Target(carried.read_probe, carried.probe_seeds),
     # What a person pastes, and what a disk or a copy has changed.
     "token": Target(plain.read_token, plain.token_seeds),
     "localai-token": Target(plain.read_localai_token, plain.localai_token_seeds),
