@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -74,12 +75,15 @@ class Channel:
         """For `identity.check_peer` once the handshake is done; never read or write through it."""
         return self._tls
 
-    def fileno(self) -> int:
-        """Of the socket; raises ChannelError once this side has closed."""
-        descriptor = self._sock.fileno()
-        if descriptor < 0:
-            raise self._broken()
-        return descriptor
+    def watch(self) -> int:
+        """A descriptor of the socket that is the caller's, and so no other's once the channel is closed.
+
+        Raises ChannelError once this side has closed.
+        """
+        with self._reading:  # while we hold it the socket stays
+            if self._closed:
+                raise self._broken()
+            return os.dup(self._sock.fileno())
 
     def peer_gone(self) -> bool:
         """Whether the peer has ended the connection, seen without reading; True also once this side has closed."""

@@ -57,8 +57,11 @@ def pump(plain: socket.socket, channel: Channel, traffic: Traffic) -> PumpEnd:
         _wake(plain)
 
     sender = Thread(target=send, name="pump", daemon=True)
-    watch = os.dup(channel.fileno())  # ours, so that its number is not another's once the channel is closed
     with plain:
+        try:
+            watch = channel.watch()
+        except ChannelError as error:
+            return _reason(channel, error)
         try:
             plain.settimeout(None)
             if plain.family != socket.AF_UNIX:

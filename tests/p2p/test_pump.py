@@ -236,6 +236,17 @@ def test_another_thread_can_stop_it(tunnel: Tunnel, busy: bool) -> None:
     assert tunnel.head_end.result(HANG) in ({PumpEnd.CUT, PumpEnd.PEER_CLOSED} if busy else {PumpEnd.PEER_CLOSED})
 
 
+def test_a_channel_that_was_closed_before_is_stopped_and_the_local_program_is_told() -> None:
+    channel_end, far_end = tcp_pair()
+    client, plain = socket.socketpair()
+    channel = Channel(channel_end, SERVER, server_side=True)
+    channel.close()
+    with far_end, client:
+        client.settimeout(HANG)
+        assert pump(plain, channel, Traffic()) is PumpEnd.STOPPED
+        assert client.recv(1) == b""
+
+
 def test_who_does_not_read_holds_up_who_sends_and_little_is_stored() -> None:
     """How much a sender gets rid of is what the kernel's buffers hold, and at most 1 MiB in each pump."""
     sockets = [*tcp_pair(), *tcp_pair(), *tcp_pair()]
