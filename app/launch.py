@@ -59,6 +59,17 @@ def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
+def server_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What every server gets of `environ`: no token, and no relative path for a working directory that is not ours."""
+    env = user_environment(environ)
+    for name in TOKEN_VARIABLES:
+        env.pop(name, None)
+    for name in _PATH_VARIABLES:
+        if env.get(name):
+            env[name] = str(Path(env[name]).absolute())
+    return env
+
+
 def server_command(
     assets: Assets,
     arguments: list[str],
@@ -72,12 +83,7 @@ def server_command(
     `program` is a copy of the server, or its probe. `libraries` are directories for the very end of the library path.
     """
     program = program or assets.server
-    env = user_environment(environ)
-    for name in TOKEN_VARIABLES:
-        env.pop(name, None)
-    for name in _PATH_VARIABLES:
-        if env.get(name):
-            env[name] = str(Path(env[name]).absolute())
+    env = server_environment(environ)
     argv = [str(program), *arguments]
     if not env.get(SKIP_LIBRARY_PATH):
         ours = [*_library_directories(assets), *libraries]

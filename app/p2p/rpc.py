@@ -2,7 +2,8 @@
 
 Source: `ggml/src/ggml-rpc/ggml-rpc.cpp` of llama.cpp. A request is u8 command,
 u64 size, that many bytes; an answer is u64 size, that many bytes; all integers
-are little-endian. HELLO comes first on every connection.
+are little-endian. HELLO comes first on every connection. Its form, and how memory is
+asked for, are of protocol 4 to 7; `Prober` knows the elder ones too.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ MAX_MEMORY = 2**53 - 1
 """Bytes; what our own messages can carry. A backend that cannot tell may answer 2**64 - 1."""
 
 _CAPS = 24  # RPC_CONN_CAPS_SIZE; all zero: no RDMA
+_ELDER_HELLO = struct.Struct("<BBB")  # before 4.0, when the request was empty
+_VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})\.[0-9]{1,4}")
 _U64 = struct.Struct("<Q")
 _HELLO = struct.Struct(f"<BBBx{_CAPS}x")  # rpc_msg_hello_rsp
 _COUNT = struct.Struct("<I")  # rpc_msg_device_count_rsp
 _DEVICE = struct.Struct("<I")  # rpc_msg_get_device_memory_req
 _MEMORY = struct.Struct("<QQ")  # rpc_msg_get_device_memory_rsp: free, total
+_WITHOUT_COUNT = ("1.", "2.")
+"""Protocols whose servers have one device, which no message names."""
 
 # Printed by ggml_backend_rpc_start_server, one line a device below "Devices:".
 _LINE = re.compile(r"  (\S+): (.*) \(\d+ MiB, \d+ MiB free\)\s*")
@@ -40,6 +45,10 @@ class Command(IntEnum):
 
 class RpcError(Exception):
     """The server did not answer in time, or not as rpc-server does."""
+
+
+class RpcClosed(RpcError):
+    """It ended the connection, as it does at a message that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +85,46 @@ def hello(sock: socket.socket, timeout: float) -> str:
     return _Conversation(sock, timeout).hello()
 
 
-def probe(sock: socket.socket, timeout: float) -> Probe:
-    """As `hello`, and then its devices' memory. The connection is of no more use afterwards."""
+def probe(sock: socket.socket, timeout: float, *, elder: bool = False) -> Probe:
+    """As `hello`, and then its devices' memory. The connection is of no more use afterwards.
+
+    `elder` is for a server of a protocol before 4.0.
+    """
     conversation = _Conversation(sock, timeout)
-    protocol = conversation.hello()
+    protocol = conversation.elder_hello() if elder else conversation.hello()
+    if protocol.startswith(_WITHOUT_COUNT):
+        return Probe(protocol, (_memory(conversation.call(Command.GET_DEVICE_MEMORY, b"", _MEMORY.size)),))
     (count,) = _COUNT.unpack(conversation.call(Command.DEVICE_COUNT, b"", _COUNT.size))
     if count > MAX_DEVICES:
         raise RpcError(f"rpc-server claims {count} devices")
-    memory = []
-    for device in range(count):
-        answer = conversation.call(Command.GET_DEVICE_MEMORY, _DEVICE.pack(device), _MEMORY.size)
-        free, total = (min(size, MAX_MEMORY) for size in _MEMORY.unpack(answer))
-        memory.append(DeviceMemory(total=total, free=free))
-    return Probe(protocol, tuple(memory))
+    asked = (_DEVICE.pack(device) for device in range(count))
+    answers = [conversation.call(Command.GET_DEVICE_MEMORY, device, _MEMORY.size) for device in asked]
+    return Probe(protocol, tuple(map(_memory, answers)))
+
+
+class Prober:
+    """`probe` for a server of whatever llama.cpp, from the first that has HELLO: it takes the other form the next
+    time when one has ended the connection.
+    """
+
+    def __init__(self) -> None:
+        self._elder = False
+
+    def __call__(self, sock: socket.socket, timeout: float) -> Probe:
+        """As `probe`."""
+        try:
+            return probe(sock, timeout, elder=self._elder)
+        except RpcClosed:
+            self._elder = not self._elder
+            raise
+
+
+def serves(server: str, client: str) -> bool:
+    """Whether a llama.cpp of RPC protocol `client` accepts a server of `server`: the same major version, no higher
+    minor one (`negotiate_hello` in ggml-rpc.cpp). What is no version serves nobody.
+    """
+    theirs, ours = _VERSION.fullmatch(server), _VERSION.fullmatch(client)
+    return bool(theirs and ours and theirs[1] == ours[1] and int(theirs[2]) <= int(ours[2]))
 
 
 def parse_devices(output: str) -> tuple[DeviceName, ...]:
@@ -102,6 +138,11 @@ def parse_devices(output: str) -> tuple[DeviceName, ...]:
     return tuple(found[:MAX_DEVICES])
 
 
+def _memory(answer: bytes) -> DeviceMemory:
+    free, total = (min(size, MAX_MEMORY) for size in _MEMORY.unpack(answer))
+    return DeviceMemory(total=total, free=free)
+
+
 class _Conversation:
     """Requests and answers on one connection, all within one time limit."""
 
@@ -113,6 +154,9 @@ class _Conversation:
         major, minor, patch = _HELLO.unpack(self.call(Command.HELLO, bytes(_CAPS), _HELLO.size))
         return f"{major}.{minor}.{patch}"
 
+    def elder_hello(self) -> str:
+        return ".".join(map(str, _ELDER_HELLO.unpack(self.call(Command.HELLO, b"", _ELDER_HELLO.size))))
+
     def call(self, command: Command, request: bytes, size: int) -> bytes:
         """The answer to `request`, which must have exactly `size` bytes."""
         try:
@@ -122,6 +166,8 @@ class _Conversation:
             if claimed != size:
                 raise RpcError(f"rpc-server answered {command.name} with {claimed} bytes in place of {size}")
             return self._receive(size)
+        except ConnectionError as error:
+            raise RpcClosed(f"rpc-server closed the connection at {command.name}: {error}") from error
         except OSError as error:
             raise RpcError(f"rpc-server did not answer {command.name}: {error}") from error
 
@@ -131,7 +177,7 @@ class _Conversation:
             self._limit()
             chunk = self._sock.recv(size - len(data))
             if not chunk:
-                raise RpcError("rpc-server closed the connection")
+                raise RpcClosed("rpc-server closed the connection")
             data += chunk
         return data
 

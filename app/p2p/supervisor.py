@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from app.cache.directory import cache_directory
 from app.errors import ExitCode, WorkerError
 from app.launch import ServerCommand, tell_status
 from app.p2p.keeper import Child, Keeper, KeeperLost
 from app.p2p.rpc import DeviceName, Probe, RpcError, parse_devices
 from app.p2p.server import CHECK_LIMIT, Down, Failed, OnChange, Ready, ServerState, Starting, describe
-from app.p2p.server_cache import ServerCache, cache_directory
+from app.p2p.server_cache import ServerCache
 from app.p2p.server_output import ServerOutput
 
 PROBE_INTERVAL = 0.05
@@ -36,6 +37,8 @@ OUTPUT_LIMIT = 1.0
 """Seconds for the last lines of a server that has ended: a child of its own may hold the pipe open."""
 STOP_LIMIT = 5.0
 """Seconds that `stop` waits for the thread: the files may just be being unpacked."""
+
+CRASHING_ADVICE = "look at its arguments, and give it longer with --start-timeout if it is slow"
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class Supervisor:
         start_timeout: float,
         port: int | None = None,
         after_vain_start: Callable[[], None] = lambda: None,
+        advice: str = CRASHING_ADVICE,
+        cache: ServerCache | None = None,
         echo: Callable[[str], None] = print_line,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
@@ -78,7 +83,8 @@ class Supervisor:
         """`prepare` is called before every start: it verifies the files, unpacks them again where they were
         harmed, and raises `WorkerError` where it cannot. `probe` is `rpc.probe`. `start_timeout`: seconds from
         a start to the first answer. `port`: see `Keeper.spawn`. `after_vain_start` is called when a start was never
-        answered. `echo` gets every line that the server prints.
+        answered. `advice`: what the user can do about a server that keeps crashing. `cache` looks after its `-c`.
+        `echo` gets every line that the server prints.
         """
         self._keeper = keeper
         self._prepare = prepare
@@ -87,11 +93,12 @@ class Supervisor:
         self._start_timeout = start_timeout
         self._port = port
         self._after_vain_start = after_vain_start
+        self._advice = advice
         self._echo = echo
         self._clock = clock
         self._stopping = threading.Event()
         self._pause = pause or self._stopping.wait
-        self._cache = ServerCache()
+        self._cache = cache or ServerCache()
         self._changing = threading.Lock()
         self._state: ServerState = Starting()
         self._spawning = threading.Lock()
@@ -183,7 +190,7 @@ class Supervisor:
             if vain:
                 self._after_vain_start()
             if vain == ATTEMPTS:
-                raise _crashing(end)
+                raise _crashing(end, self._advice)
             if end.answered is not None and end.answered >= STEADY:
                 delay = FIRST_DELAY
             logger.warning("rpc-server %s; it is started again in %g s", end.how, delay)
@@ -243,9 +250,9 @@ def _printed_devices(output: ServerOutput, number: int) -> tuple[DeviceName, ...
     return devices(output.wait_until(lambda lines: len(devices(lines)) >= number, DEVICES_LIMIT))
 
 
-def _crashing(end: _End) -> WorkerError:
+def _crashing(end: _End, advice: str) -> WorkerError:
     return WorkerError(
         "\n  ".join([f"rpc-server keeps crashing: {ATTEMPTS} starts in vain, the last one {end.how}", *end.lines]),
-        "above are its last lines; look at its arguments, and give it longer with --start-timeout if it is slow",
+        f"above are its last lines; {advice}",
         ExitCode.CRASHING,
     )

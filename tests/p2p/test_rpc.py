@@ -128,6 +128,74 @@ def test_a_server_that_dribbles_does_not_get_more_time_for_it() -> None:
         thread.join(HANG)
 
 
+class Elder:
+    """A server of an elder protocol: it ends a connection whose HELLO is not empty, and serves one client at a time."""
+
+    def __init__(self, version: tuple[int, int, int]) -> None:
+        memory = (b"\x0b" + struct.pack("<Q", 0), struct.pack("<QQ", 1, 2))
+        if version >= (3, 0, 0):
+            memory = (b"\x0b" + struct.pack("<QI", 4, 0), struct.pack("<QQ", 1, 2))
+        self.script = [
+            (b"\x0e" + struct.pack("<Q", 0), bytes(version)),
+            *([(b"\x0f" + struct.pack("<Q", 0), struct.pack("<I", 1))] if version >= (3, 0, 0) else []),
+            memory,
+        ]
+
+    def probe(self, prober: rpc.Prober) -> Probe:
+        ours, theirs = socket.socketpair()
+        with closing(ours), closing(theirs):
+            thread = threading.Thread(target=self._serve, args=(theirs,))
+            thread.start()
+            try:
+                return prober(ours, HANG)
+            finally:
+                ours.shutdown(socket.SHUT_RDWR)
+                thread.join(HANG)
+
+    def _serve(self, sock: socket.socket) -> None:
+        for request, body in self.script:
+            if sock.recv(len(request), socket.MSG_WAITALL) != request:
+                sock.shutdown(socket.SHUT_RDWR)
+                return
+            sock.sendall(answer(body))
+
+
+@pytest.mark.parametrize("version", [(1, 0, 0), (2, 0, 0), (3, 6, 1)])
+def test_an_elder_server_is_known_at_the_second_try_and_from_then_on(version: tuple[int, int, int]) -> None:
+    prober = rpc.Prober()
+    elder = Elder(version)
+    with pytest.raises(RpcError, match="closed the connection"):
+        elder.probe(prober)
+    expected = Probe(".".join(map(str, version)), (DeviceMemory(total=2, free=1),))
+    assert [elder.probe(prober), elder.probe(prober)] == [expected, expected]
+
+
+def test_a_newer_server_is_known_at_once_and_silence_is_no_reason_to_change() -> None:
+    prober = rpc.Prober()
+    with scripted() as (sock, _), pytest.raises(RpcError):
+        prober(sock, 0.05)
+    with scripted(answer(bytes([9, 1, 2, 0]) + bytes(24)), answer(bytes(4))) as (sock, _):
+        assert prober(sock, HANG) == Probe("9.1.2", ())
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "accepted"),
+    [
+        ("7.0.0", "7.0.0", True),
+        ("7.0.5", "7.0.0", True),
+        ("7.0.0", "7.2.0", True),
+        ("7.9.0", "7.10.0", True),
+        ("7.1.0", "7.0.0", False),
+        ("4.0.1", "7.0.0", False),
+        ("70.0.0", "7.0.0", False),
+        ("", "7.0.0", False),
+        ("7", "7.0.0", False),
+    ],
+)
+def test_whom_llama_cpp_accepts(server: str, client: str, accepted: bool) -> None:
+    assert rpc.serves(server, client) is accepted
+
+
 def test_a_memory_that_the_backend_cannot_tell_still_fits_our_messages() -> None:
     with scripted(HELLO, answer(struct.pack("<I", 1)), answer(b"\xff" * 16)) as (sock, _):
         (memory,) = rpc.probe(sock, HANG).memory
