@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
+from app.cache.directory import cache_directory
 from app.directories import make_private
 from app.launch import ServerCommand
 from app.p2p.landlock import Access
-from app.p2p.server_cache import cache_directory
 
 _SYSTEM = (
     "/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm*", "/opt/amdgpu*", "/opt/intel*",

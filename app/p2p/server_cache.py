@@ -1,9 +1,11 @@
-"""Throws away what rpc-server's `-c` cache may hold in part.
+"""Keeps rpc-server's `-c` cache whole and small enough.
 
 rpc-server writes a tensor under its final name, looks at no error, and never checks what it reads back: a file
-cut short by a kill or a full disk becomes wrong tokens with status 0. So a file is trusted only once the server has
-answered with no client on it, for it writes while it serves one. A mark in the cache, locked while this worker
-lives, names the files that were there at its start: what a killed worker leaves besides is not trusted either.
+cut short by a kill or a full disk becomes wrong tokens with status 0. So a file is trusted once the server has
+answered with no client on it, for it writes while it serves one, or once its content has had the hash that is its
+name. A mark in the cache, locked while this worker lives, names the files that were there at its start: what a killed
+worker leaves besides is in doubt. What is in doubt is hashed before the server is started again, and what is not
+whole is thrown away.
 
 A server that was taken over can plant anything there. So no link is followed, nothing is waited for, memory is
 bounded, and what cannot be read or removed is passed over.
@@ -11,156 +13,158 @@ bounded, and what cannot be read or removed is passed over.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from app.cache.directory import ENTRY, LITTLE, entries, found, make_room, room, shrink
 from app.directories import make_private
+from app.options import DEFAULT_CACHE_SIZE
+from app.p2p import cache_mark
 
-LITTLE = 64 * 1024 * 1024
-"""Bytes left on the disk below which a file may have been cut short: one tensor is larger than 10 MiB."""
+LOOK_INTERVAL = 2.0
+"""Seconds between looks whether the disk has room left, while the server runs."""
+_CLOSE_LIMIT = 1.0
+"""Seconds to wait for a check that is going on when the worker ends; the next start takes it up."""
 
-_FLAGS = ("-c", "--cache")
-_ENTRY = re.compile(r"[0-9a-f]{16}")
-"""How rpc-server names a tensor: by its FNV hash (`set_tensor` in ggml-rpc.cpp)."""
-_MARK = re.compile(r"\.worker-[0-9a-f]{16}")
-_MAX_MARK = 1 << 20
-"""Bytes of a mark, some 60,000 tensors; a larger one vouches for nothing."""
-_MAX_MARKS = 64
-"""Killed workers whose marks are read at a time; where there are more, none vouches for anything."""
-_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_TOGETHER = 1.0
+"""Seconds within which it is not certain which of two files was written first."""
+
+Whole = Callable[[Path, Collection[str]], set[str]]
+"""Those files of a directory whose content has the hash that is their name."""
 
 log = logging.getLogger(__name__)
-
-
-def cache_directory(arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
-    """Where a server with these arguments and environment caches (rpc-server.cpp); None where it does not."""
-    if not set(_FLAGS) & set(arguments):
-        return None
-    if environ.get("LLAMA_CACHE"):
-        return Path(environ["LLAMA_CACHE"], "rpc")
-    home = environ.get("HOME") or Path.home()
-    return Path(environ.get("XDG_CACHE_HOME") or Path(home, ".cache"), "llama.cpp", "rpc")
 
 
 class ServerCache:
     """The cache of one worker's server. A cache that cannot be looked after is a warning; nothing raises."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_size: int = DEFAULT_CACHE_SIZE, whole: Whole = lambda _directory, _names: set()) -> None:
+        """`max_size`: bytes that it may have when the server is idle. `whole` may take its time."""
+        self._max_size = max_size
+        self._whole = whole
         self._directory: Path | None = None
         self._mark: int | None = None
-        self._mark_name = f".worker-{secrets.token_hex(8)}"
+        self._mark_name = cache_mark.new_name()
         self._trusted: set[str] = set()
+        self._marked: set[str] = set()
+        """What our mark names: trusted since the start, and there ever since."""
+        self._short = False
+        """Whether the disk has been full since `settled`."""
+        self._busy = threading.Lock()
+        self._closed = threading.Event()
 
     def begin(self, directory: Path | None) -> None:
         """Before every start of the server, when the last one has ended. `directory`: of `cache_directory`."""
         if directory is None:
             return
-        with _warned(directory):
+        with self._busy, _warned(directory):
             if self._directory is None:
                 make_private(directory)
-                _sweep(directory, self._mark_name)
+                shrink(directory, self._max_size)  # first: it bounds what has to be hashed
+                self._sweep(directory)
                 self._trusted = _entries(directory)
                 self._directory = directory
-            _discard(self._directory, self._trusted)
+                threading.Thread(target=self._watch, args=(directory,), name="cache", daemon=True).start()
+            self._discard(directory, self._trusted)
+            self._shrink(directory)
             if self._mark is None:  # without one, only a kill of this worker goes unseen
-                self._mark = self._make_mark(self._directory)
+                self._marked = set(self._trusted)
+                self._mark = cache_mark.make(directory, self._mark_name, self._marked)
 
     def settled(self) -> None:
         """The server has answered while no client was on it: what it has written is whole, if there was room."""
         if self._directory is None:
             return
-        with _warned(self._directory):
-            _sweep(self._directory, self._mark_name)
-            if _room(self._directory) < LITTLE:
-                _discard(self._directory, self._trusted)
+        directory = self._directory
+        with self._busy, _warned(directory):
+            self._sweep(directory)
+            if self._short or room(directory) < LITTLE:
+                self._discard(directory, self._trusted)
             else:
-                self._trusted = _entries(self._directory)
+                self._trusted = _entries(directory)
+            self._short = False
+            self._shrink(directory)
 
     def close(self) -> None:
-        """The server has ended and will not be started again."""
-        if self._directory is not None:
-            with _warned(self._directory):
-                if _discard(self._directory, self._trusted):
-                    _remove(self._directory, [self._mark_name])
+        """The server has ended and will not be started again. What may be cut goes at once, for others may read it;
+        what else is in doubt is left to the next start.
+        """
+        self._closed.set()
+        if self._directory is not None and self._busy.acquire(timeout=_CLOSE_LIMIT):
+            directory = self._directory
+            with _warned(directory):
+                _remove(directory, self._last_written(directory))
+                if _entries(directory) <= self._trusted:
+                    _remove(directory, [self._mark_name])
+            self._busy.release()
         if self._mark is not None:
             os.close(self._mark)
         self._directory = self._mark = None
 
-    def _make_mark(self, directory: Path) -> int:
-        fresh = directory / f"{self._mark_name}.new"  # under its own name it must be locked and whole
-        mark = os.open(fresh, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with os.fdopen(mark, "w", closefd=False) as text:
-                text.write("".join(f"{name}\n" for name in sorted(self._trusted)))
-            fresh.rename(directory / self._mark_name)
-        except BaseException:
-            os.close(mark)
-            with suppress(OSError):
-                fresh.unlink()
-            raise
-        return mark
+    def _last_written(self, directory: Path) -> list[str]:
+        """Of what is in doubt, what may be cut: the server writes one file after the other, so where there was room
+        that is the last one.
+        """
+        doubtful = [entry for entry in entries(directory) if entry.name not in self._trusted]
+        if self._short or room(directory) < LITTLE:
+            return [entry.name for entry in doubtful]
+        newest = max((entry.written for entry in doubtful), default=0.0)
+        return [entry.name for entry in doubtful if entry.written > newest - _TOGETHER]
 
+    def _watch(self, directory: Path) -> None:
+        """While the server writes only the disk's room counts: a model that is larger than the cache would lose what it
+        is about to ask for.
+        """
+        while not self._closed.wait(LOOK_INTERVAL):
+            with self._busy, suppress(OSError):  # told by the others
+                self._short = self._short or room(directory) < LITTLE
+                if gone := make_room(directory):
+                    log.info("%d file(s) of %s were removed: the disk gets full", len(gone), directory)
+                self._forget_removed(directory)
 
-def _sweep(directory: Path, own_mark: str) -> None:
-    """Throw away what workers that were killed had not seen whole; a mark goes when that has been done."""
-    dead: list[str] = []
-    vouched: set[str] = set()
-    for mark in _found(directory, _MARK):
-        if mark.name == own_mark or not mark.is_file(follow_symlinks=False):
-            continue
-        try:
-            names = _vouched(directory / mark.name, read=len(dead) < _MAX_MARKS)
-        except (FileNotFoundError, BlockingIOError):  # another one has swept it, or its worker lives
-            continue
-        except OSError as error:
-            _warn(directory, error)
-            continue
-        vouched = vouched & names if dead else names
-        dead.append(mark.name)
-    if dead and _discard(directory, vouched):
-        _remove(directory, dead)
+    def _shrink(self, directory: Path) -> None:
+        if gone := shrink(directory, self._max_size):
+            log.info("%d file(s) of %s were removed: it had become too large", len(gone), directory)
+        self._forget_removed(directory)
 
+    def _forget_removed(self, directory: Path) -> None:
+        """What is gone, whoever removed it, may be written again, and in part."""
+        self._trusted &= _entries(directory)
+        if self._mark is not None and not self._marked <= self._trusted:
+            self._marked &= self._trusted
+            old, self._mark = self._mark, cache_mark.make(directory, self._mark_name, self._marked)
+            os.close(old)
 
-def _vouched(mark: Path, *, read: bool) -> set[str]:
-    """What a dead worker's mark names. Raises BlockingIOError if the worker lives, or if it is a FIFO."""
-    file = os.open(mark, _OPEN)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        content = os.read(file, _MAX_MARK + 1) if read else b""
-    finally:
-        os.close(file)
-    if len(content) > _MAX_MARK:
-        return set()
-    return set(_ENTRY.findall(content.decode("ascii", "replace")))
+    def _sweep(self, directory: Path) -> None:
+        """Look at what workers that were killed had not seen whole; a mark goes when that has been done."""
+        dead, vouched = cache_mark.dead(directory, but=self._mark_name)
+        if dead and self._discard(directory, vouched):
+            _remove(directory, dead)
 
+    def _discard(self, directory: Path, trusted: set[str]) -> bool:
+        """Remove what is neither `trusted` nor whole, and what is no plain file: a link would be written through.
 
-def _found(directory: Path, name: re.Pattern[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(directory) as found:
-        return [entry for entry in found if name.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False)]
+        False if something of it is still there. What was found whole is trusted from now on.
+        """
+        plain = {entry.name: entry.is_file(follow_symlinks=False) for entry in found(directory, ENTRY)}
+        doubtful = [name for name, is_plain in plain.items() if is_plain and name not in trusted]
+        if doubtful:
+            log.info("%d file(s) of %s are checked: the server may have been cut short", len(doubtful), directory)
+        whole = self._whole(directory, doubtful) if doubtful else set()
+        self._trusted |= whole
+        rejected = [name for name, is_plain in plain.items() if not is_plain or name not in trusted | whole]
+        removed = _remove(directory, rejected)
+        if removed:
+            log.info("%d file(s) of %s were thrown away: they may not be whole", removed, directory)
+        return removed == len(rejected)
 
 
 def _entries(directory: Path) -> set[str]:
-    return {entry.name for entry in _found(directory, _ENTRY)}
-
-
-def _discard(directory: Path, trusted: set[str]) -> bool:
-    """False if something is still there that is not trusted, or no plain file: a link would be written through."""
-    doubtful = [
-        entry.name
-        for entry in _found(directory, _ENTRY)
-        if entry.name not in trusted or not entry.is_file(follow_symlinks=False)
-    ]
-    removed = _remove(directory, doubtful)
-    if removed:
-        log.info("%d file(s) of %s were thrown away: they may not be whole", removed, directory)
-    return removed == len(doubtful)
+    return {entry.name for entry in found(directory, ENTRY)}
 
 
 def _remove(directory: Path, names: Iterable[str]) -> int:
@@ -187,9 +191,3 @@ def _warned(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         _warn(directory, error)
-
-
-def _room(directory: Path) -> int:
-    """Bytes that we can still write there; what is kept for root counts for root."""
-    disk = os.statvfs(directory)
-    return (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) * disk.f_frsize

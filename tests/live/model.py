@@ -36,8 +36,18 @@ class Shape:
 
 def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:
     """Write a GGUF file to `path`, whose vocabulary is three control tokens, the 256 bytes, and `shape.words`."""
+    _write(gguf.GGUFWriter(str(path), "llama", use_temp_file=True), shape, seed)
+    return path
+
+
+def split(path: Path, shape: Shape = Shape(), *, tensors: int, seed: int = 1) -> list[Path]:
+    """The same in parts of `tensors` tensors, named after `path` as llama.cpp wants it."""
+    _write(gguf.GGUFWriter(str(path), "llama", split_max_tensors=tensors), shape, seed)
+    return sorted(path.parent.glob(f"{path.stem}-*-of-*.gguf"))
+
+
+def _write(writer: gguf.GGUFWriter, shape: Shape, seed: int) -> None:
     random = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(str(path), "llama", use_temp_file=True)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -81,4 +91,3 @@ def make(path: Path, shape: Shape = Shape(), *, seed: int = 1) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path

@@ -9,13 +9,17 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import tracemalloc
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from app.p2p import server_cache
-from app.p2p.server_cache import ServerCache, cache_directory
+from app.cache import directory as directory_module
+from app.p2p import cache_mark, server_cache
+from app.p2p.server_cache import ServerCache
+from tests.p2p.processes import wait_until
 
 OLD, WHOLE, PART = "0" * 16, "1" * 16, "2" * 16
 
@@ -113,6 +117,163 @@ def test_a_disk_without_room_may_have_cut_it_short(directory: Path, monkeypatch:
     assert entries(directory) == [OLD]
 
 
+def fnv(content: bytes) -> str:
+    state = 0xCBF29CE484222325
+    for byte in content:
+        state = (state ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{state:016x}"
+
+
+def whole(directory: Path, names: Collection[str]) -> set[str]:
+    """What `worker-cache` does."""
+    return {name for name in names if fnv((directory / name).read_bytes()) == name}
+
+
+def put(directory: Path, content: bytes, cut: int = 0, written: float = 0.0) -> str:
+    """Write it as rpc-server does, without the last `cut` bytes."""
+    path = directory / fnv(content)
+    path.write_bytes(content[: len(content) - cut])
+    if written:
+        os.utime(path, (written, written))
+    return path.name
+
+
+def test_what_is_whole_outlives_a_server_that_died(directory: Path) -> None:
+    cache = ServerCache(whole=whole)
+    cache.begin(directory)
+    kept = [put(directory, content) for content in (b"large", b"model")]
+    put(directory, b"part", cut=1)
+    cache.begin(directory)
+    assert entries(directory) == sorted([OLD, *kept])
+    cache.close()
+    assert entries(directory) == sorted([OLD, *kept]), "what was hashed is in doubt again"
+
+
+def test_what_is_whole_outlives_a_worker_that_was_killed(directory: Path) -> None:
+    """So does what `worker cache add` put there meanwhile; what was there at the start is not hashed."""
+    dead_mark(directory, "a", OLD)
+    kept, cut = put(directory, b"model"), put(directory, b"part", cut=1)
+    asked: list[str] = []
+
+    def look(place: Path, names: Collection[str]) -> set[str]:
+        asked.extend(names)
+        return whole(place, names)
+
+    cache = ServerCache(whole=look)
+    cache.begin(directory)
+    assert entries(directory) == sorted([OLD, kept])
+    assert sorted(asked) == sorted([kept, cut])
+    cache.close()
+    assert marks(directory) == []
+
+
+def test_an_orderly_end_with_a_client_on_the_server(directory: Path) -> None:
+    """Only the last file can be cut; the others are checked at the next start, which a stop need not wait for."""
+    cache = ServerCache(whole=whole)
+    cache.begin(directory)
+    kept = [put(directory, content, written=1000.0 + number) for number, content in enumerate((b"a", b"b"))]
+    put(directory, b"last", cut=1)
+    cache.close()
+    assert entries(directory) == sorted([OLD, *kept])
+    assert len(marks(directory)) == 1, "nobody will check them"
+    again = ServerCache(whole=whole)
+    again.begin(directory)
+    again.close()
+    assert (entries(directory), marks(directory)) == (sorted([OLD, *kept]), [])
+
+
+def test_an_end_with_a_full_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ServerCache(whole=whole)
+    cache.begin(directory)
+    put(directory, b"first", cut=1, written=1000.0)
+    put(directory, b"last")
+    monkeypatch.setattr(server_cache, "LITTLE", 1 << 62)
+    cache.close()
+    assert entries(directory) == [OLD]
+
+
+def test_a_stop_does_not_wait_for_a_check(directory: Path) -> None:
+    dead_mark(directory, "a", OLD)
+    put(directory, b"model")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(place: Path, names: Collection[str]) -> set[str]:
+        begun.set()
+        go_on.wait(60)
+        return whole(place, names)
+
+    cache = ServerCache(whole=slow)
+    starting = threading.Thread(target=cache.begin, args=(directory,))
+    starting.start()
+    assert begun.wait(60)
+    cache.close()
+    assert starting.is_alive()
+    go_on.set()
+    starting.join()
+
+
+def test_an_idle_server_has_no_more_than_its_size(directory: Path) -> None:
+    (directory / OLD).unlink()
+    cache = ServerCache(max_size=20)
+    cache.begin(directory)
+    names = [put(directory, bytes([number]) * 8, written=1000.0 + number) for number in range(4)]
+    cache.settled()
+    assert entries(directory) == sorted(names[2:])
+    cache.close()
+    smaller = ServerCache(max_size=8)
+    smaller.begin(directory)
+    assert entries(directory) == names[3:]
+    smaller.close()
+
+
+def test_a_file_that_was_removed_and_is_written_anew_is_in_doubt(directory: Path) -> None:
+    """Both to this worker and, by its mark, to one that follows when this one is killed."""
+    cache = ServerCache(max_size=10, whole=whole)
+    cache.begin(directory)
+    put(directory, b"makes room", written=1e10)
+    cache.settled()
+    assert OLD not in entries(directory)
+    write(directory, OLD)  # which is not its hash
+    (mark,) = marks(directory)
+    assert OLD not in mark.read_text()
+    cache.begin(directory)
+    assert OLD not in entries(directory)
+    cache.close()
+
+
+def test_a_full_disk_is_noticed_while_the_server_writes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else makes room before the server is idle again."""
+    looked = threading.Event()
+
+    def room(_directory: Path) -> int:
+        looked.set()
+        return 0
+
+    monkeypatch.setattr(server_cache, "LOOK_INTERVAL", 0.01)
+    cache = ServerCache(whole=whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(server_cache, "room", room)
+        cache.begin(directory)
+        kept = put(directory, b"model")
+        put(directory, b"part", cut=1)
+        looked.clear()
+        assert looked.wait(60)
+        looked.clear()
+        assert looked.wait(60)  # the look before it has been noted
+    cache.settled()
+    assert entries(directory) == sorted([OLD, kept])
+    cache.close()
+
+
+def test_others_get_their_room_while_the_server_writes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_cache, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(directory_module, "spare_room", lambda place: -1 if entries(place) else 1)
+    cache = ServerCache(whole=whole)
+    cache.begin(directory)
+    assert wait_until(lambda: entries(directory) == [])
+    cache.close()
+
+
 def test_files_of_others_stay(directory: Path) -> None:
     cache = ServerCache()
     cache.begin(directory)
@@ -164,7 +325,7 @@ def test_a_mark_that_is_exchanged_while_we_look(directory: Path, tmp_path: Path,
     else:
         os.mkfifo(mark)
     with pytest.raises(OSError):  # ELOOP or EAGAIN: passed over, not followed or waited for
-        server_cache._vouched(mark, read=True)
+        cache_mark._vouched(mark, read=True)
 
 
 def test_a_planted_directory_ends_nothing(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -239,11 +400,11 @@ def test_only_what_all_marks_name_is_kept(directory: Path) -> None:
 
 
 def test_a_large_mark_vouches_for_nothing(directory: Path) -> None:
-    dead_mark(directory, "a", f"{OLD}\n".ljust(server_cache._MAX_MARK))
+    dead_mark(directory, "a", f"{OLD}\n".ljust(cache_mark._MAX_MARK))
     cache = ServerCache()
     cache.begin(directory)
     assert entries(directory) == [OLD]
-    dead_mark(directory, "a", f"{OLD}\n".ljust(server_cache._MAX_MARK + 1))
+    dead_mark(directory, "a", f"{OLD}\n".ljust(cache_mark._MAX_MARK + 1))
     cache.settled()
     assert entries(directory) == []
 
@@ -265,7 +426,7 @@ def test_marks_do_not_eat_memory(directory: Path, content: str) -> None:
 
 @pytest.mark.parametrize(("more", "kept"), [(0, [OLD]), (1, [])])
 def test_more_marks_than_are_read_vouch_for_nothing(directory: Path, more: int, kept: list[str]) -> None:
-    for number in range(server_cache._MAX_MARKS + more):
+    for number in range(cache_mark._MAX_MARKS + more):
         dead_mark(directory, f"{number:x}", OLD)
     write(directory, PART)
     ServerCache().begin(directory)
@@ -336,16 +497,3 @@ def test_one_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog: pytest.Log
     cache.settled()
     cache.close()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environ", "expected"),
-    [
-        (["-t", "1"], {"LLAMA_CACHE": "/c"}, None),
-        (["-c"], {"LLAMA_CACHE": "/c", "HOME": "/h"}, "/c/rpc"),
-        (["--cache"], {"XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/llama.cpp/rpc"),
-        (["-c"], {"LLAMA_CACHE": "", "HOME": "/h"}, "/h/.cache/llama.cpp/rpc"),
-    ],
-)
-def test_where_it_is(arguments: list[str], environ: dict[str, str], expected: str | None) -> None:
-    assert cache_directory(arguments, environ) == (Path(expected) if expected else None)

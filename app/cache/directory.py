@@ -1,0 +1,167 @@
+"""The directory of rpc-server's `-c` cache: where it is, what is in it, and what goes when it is too large.
+
+A file is named by the hash of its content, and nothing else is known of it. A server that was taken over can write
+here: no link is followed, and what cannot be read or removed is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from app.directories import make_private, opened
+from app.errors import WorkerError
+
+ENTRY = re.compile(r"[0-9a-f]{16}")
+"""How rpc-server names a tensor: by its FNV hash (`set_tensor` in ggml-rpc.cpp)."""
+FLAGS = ("-c", "--cache")
+"""What makes rpc-server cache."""
+LITTLE = 64 * 1024 * 1024
+"""Bytes left on the disk below which a file may have been cut short: one tensor is larger than 10 MiB."""
+
+_TEMPORARY = re.compile(r"\.add-[0-9]+")
+"""What `worker cache add` has begun (native/cache.cpp)."""
+_OTHERS_PART, _OTHERS_ENOUGH = 20, 4 << 30
+"""A twentieth of the disk is left to others, and at most as many bytes."""
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """A file of the cache. `used` and `written`: seconds of Unix time, as the file system tells."""
+
+    used: float
+    """When it was last read or written; most file systems note a reading once a day."""
+    name: str
+    bytes: int
+    written: float
+
+
+def cache_directory(arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
+    """Where a server with these arguments and environment caches (rpc-server.cpp); None where it does not."""
+    return _directory(environ) if set(FLAGS) & set(arguments) else None
+
+
+def own_directory(environ: Mapping[str, str]) -> Path:
+    """Where a server that we start in `environ` caches. Raises `WorkerError` for a user without a home."""
+    try:
+        return _directory(environ).absolute()
+    except RuntimeError:
+        raise WorkerError("there is no place for a cache: this user has no home", "name one with LLAMA_CACHE") from None
+
+
+def entries(directory: Path) -> list[Entry]:
+    """The files of the cache, the one whose use is longest ago first; none where there is no cache."""
+    files = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in found(directory, ENTRY):
+            if entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # somebody else removed it
+                    status = entry.stat(follow_symlinks=False)
+                    used = max(status.st_atime, status.st_mtime)
+                    files.append(Entry(used, entry.name, status.st_size, status.st_mtime))
+    return sorted(files)
+
+
+def found(directory: Path, name: re.Pattern[str]) -> list[os.DirEntry[str]]:
+    """What has such a name there and is no directory."""
+    with os.scandir(directory) as scanned:
+        return [entry for entry in scanned if name.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False)]
+
+
+def room(directory: Path) -> int:
+    """Bytes that we can still write there; what is kept for root counts for root."""
+    disk = os.statvfs(directory)
+    return (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) * disk.f_frsize
+
+
+def spare_room(directory: Path) -> int:
+    """Bytes of `room` that the cache may use; negative when it has used too many."""
+    disk = os.statvfs(directory)
+    return room(directory) - max(LITTLE, min(disk.f_blocks * disk.f_frsize // _OTHERS_PART, _OTHERS_ENOUGH))
+
+
+def shrink(directory: Path, max_size: int) -> list[Entry]:
+    """Remove what was not used for longest until the rest has no more than `max_size` bytes; what went."""
+    files = entries(directory)
+    return _remove_first(directory, files, sum(entry.bytes for entry in files) - max_size)
+
+
+def make_room(directory: Path) -> list[Entry]:
+    """Likewise, until `spare_room` is no longer negative."""
+    lacking = -spare_room(directory)
+    return _remove_first(directory, entries(directory), lacking) if lacking > 0 else []
+
+
+def with_cache(arguments: list[str], environ: Mapping[str, str]) -> list[str]:
+    """`arguments` of a server, and `-c` where it is not among them and there is a directory that can be written."""
+    if set(FLAGS) & set(arguments):
+        return arguments
+    try:
+        directory = own_directory(environ)
+        make_private(directory)
+        usable = os.access(directory, os.R_OK | os.W_OK | os.X_OK)
+        problem = f"{directory} may not be written"
+    except (OSError, WorkerError) as error:
+        usable, problem = False, str(error)
+    if usable:
+        return [*arguments, FLAGS[0]]
+    log.warning("weights are not cached: %s; name another place with LLAMA_CACHE, or say --cache off", problem)
+    return arguments
+
+
+@contextlib.contextmanager
+def adding(directory: Path) -> Iterator[None]:
+    """Be the only one that adds to `directory`; nothing half-written stays, nor what a killed one left of it.
+
+    Raises `WorkerError`.
+    """
+    try:
+        make_private(directory)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise WorkerError(
+            f"cannot use {directory}: {(error.strerror or str(error)).lower()}", "name another place with LLAMA_CACHE"
+        ) from None
+    with opened(fd):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkerError(f"something else is being added to {directory}", "wait until it has ended") from None
+        try:
+            _clean(fd)
+            yield
+        finally:
+            _clean(fd)
+
+
+def _directory(environ: Mapping[str, str]) -> Path:
+    if environ.get("LLAMA_CACHE"):
+        return Path(environ["LLAMA_CACHE"], "rpc")
+    home = environ.get("HOME") or Path.home()
+    return Path(environ.get("XDG_CACHE_HOME") or Path(home, ".cache"), "llama.cpp", "rpc")
+
+
+def _clean(directory: int) -> None:
+    for name in os.listdir(directory):
+        if _TEMPORARY.fullmatch(name):
+            os.unlink(name, dir_fd=directory)
+
+
+def _remove_first(directory: Path, files: Iterable[Entry], lacking: int) -> list[Entry]:
+    """Remove the first ones of `files` until they had `lacking` bytes."""
+    gone = []
+    for entry in files:
+        if lacking <= 0:
+            break
+        with contextlib.suppress(OSError):
+            (directory / entry.name).unlink()
+            gone.append(entry)
+            lacking -= entry.bytes
+    return gone
