@@ -16,7 +16,20 @@ if sys.version_info < (3, 11):  # noqa: UP036 - told here, before an import fail
         "hint: start build.py with Python 3.11 or newer, such as `python3.11 build.py`"
     )
 
-from builder import checks, cuda, debian, environment, freeze, native, openssl, package, software_gpu, source, vulkan
+from builder import (
+    checks,
+    cuda,
+    debian,
+    environment,
+    freeze,
+    native,
+    openssl,
+    package,
+    software_gpu,
+    source,
+    transfer,
+    vulkan,
+)
 from builder.paths import BUILD, DIST, ROOT
 from builder.steps import fail, say
 
@@ -58,18 +71,23 @@ def main() -> None:
     options = _native_options(arguments)
     llama_cpp = source.prepare(arguments.offline)
     if arguments.target != platform.machine():
-        archive = native.export(native.build(options, llama_cpp))
+        archive = transfer.export(native.build(options, llama_cpp), _head(options, llama_cpp))
         say(
             f"{archive}: carry it to an {arguments.target} machine, and there: python3 build.py --native {archive.name}"
         )
         return
-    tree = native.imported(arguments.native) if arguments.native else native.build(options, llama_cpp)
+    if arguments.native:
+        tree, head = transfer.imported(arguments.native)
+    else:
+        tree = native.build(options, llama_cpp)
+        head = None if arguments.no_p2p else _head(options, llama_cpp)
     payload = package.package(tree, llama_cpp)
+    packed_head = package.package_head(head, tree, llama_cpp) if head and not arguments.no_p2p else None
     libraries = openssl.prepare(arguments.offline)
     if arguments.command == "build":
         suffix = ("-cuda" if options.gpu == "cuda" else "") + ("-libc" if tree.libc_bundled else "")
         name = ("worker-nop2p" if arguments.no_p2p else "worker") + suffix
-        binary = freeze.freeze(payload, libraries, p2p=not arguments.no_p2p, name=name)
+        binary = freeze.freeze(payload, libraries, p2p=not arguments.no_p2p, name=name, head=packed_head)
         if options.left_out:
             say(options.left_out)
         say(f"{binary.relative_to(ROOT)} is ready; try: {binary.relative_to(ROOT)} version")
@@ -79,7 +97,7 @@ def main() -> None:
     if arguments.command == "test" and native.can_emulate():
         aarch64 = native.build(replace(options, target="aarch64", gpu="none", vulkan=None), llama_cpp).path
     built = checks.Built(
-        full=freeze.freeze(payload, libraries, p2p=True, name="worker"),
+        full=freeze.freeze(payload, libraries, p2p=True, name="worker", head=packed_head),
         small=freeze.freeze(payload, libraries, p2p=False, name="worker-nop2p"),
         with_libc=freeze.freeze(package.package(with_libc, llama_cpp), libraries, p2p=False, name="worker-nop2p-libc"),
         tree=tree.path,
@@ -91,6 +109,11 @@ def main() -> None:
         checks.test(built, arguments.rest)
     else:
         checks.run(built, _PROGRAMS[arguments.command], [*(["--quick"] if arguments.quick else []), *arguments.rest])
+
+
+def _head(options: native.NativeOptions, llama_cpp: source.Source) -> Path | None:
+    """The programs for the head; none where they would need the carried C library's loader."""
+    return None if options.bundle_libc else native.build_head(options, llama_cpp)
 
 
 def _native_options(arguments: argparse.Namespace) -> native.NativeOptions:

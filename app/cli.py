@@ -15,16 +15,23 @@ from argparse_dataclass import ArgumentParser
 
 from app import about, assets, console, llama_cpp_rpc, onefile
 from app.backends import devices
+from app.cache import command as cache
 from app.errors import ExitCode, WorkerError, usage_error
 from app.fields import fill
 from app.options import (
     AssetsOptions,
+    BenchOptions,
+    CacheAddOptions,
+    CacheListOptions,
+    CachePruneOptions,
+    CacheVerifyOptions,
     ConnectOptions,
     DevicesOptions,
     LicensesOptions,
     ListOptions,
     LlamaCppRpcOptions,
     P2pOptions,
+    ServeOptions,
     TokenOptions,
     VersionOptions,
 )
@@ -41,6 +48,10 @@ class P2pRoom(Protocol):
     def work(self) -> Callable[[P2pOptions, list[str] | None], int]: ...
     @property
     def connect(self) -> Callable[[ConnectOptions, list[str] | None], int]: ...
+    @property
+    def serve(self) -> Callable[[ServeOptions, list[str] | None], int]: ...
+    @property
+    def bench(self) -> Callable[[BenchOptions, list[str] | None], int]: ...
     @property
     def list_workers(self) -> Callable[[ListOptions, list[str] | None], int]: ...
     @property
@@ -77,10 +88,22 @@ def _commands(p2p: P2pRoom) -> dict[str, Command]:
         "connect": Command(
             ConnectOptions, p2p.connect, "on the head: find workers, open tunnels, run a command", "command", True
         ),
+        "serve": Command(
+            ServeOptions, p2p.serve, "on the head: run llama-server on the workers", "llama-server-args", True
+        ),
+        "bench": Command(
+            BenchOptions, p2p.bench, "on the head: run llama-bench on the workers", "llama-bench-args", True
+        ),
         "list": Command(ListOptions, p2p.list_workers, "who is there, with which devices", needs_p2p=True),
         "token": Command(TokenOptions, p2p.new_token, "print a new token", needs_p2p=True),
         "devices": Command(DevicesOptions, devices.run, "what this machine would offer, and why a GPU is not used"),
         "assets": Command(AssetsOptions, assets.run, "what is unpacked: path, verify, prune"),
+        "cache add": Command(
+            CacheAddOptions, cache.add, "put a model's weights on this disk, so that heads need not send them"
+        ),
+        "cache list": Command(CacheListOptions, cache.show, "the weights on this disk"),
+        "cache verify": Command(CacheVerifyOptions, cache.verify, "check the weights on this disk, remove wrong ones"),
+        "cache prune": Command(CachePruneOptions, cache.prune, "remove weights that were not used for longest"),
         "version": Command(VersionOptions, about.version, "what this file is and carries"),
         "licenses": Command(LicensesOptions, about.licenses, "the licences of what this file carries"),
     }
@@ -115,7 +138,8 @@ def _run(words: list[str], p2p: P2pRoom, environ: Mapping[str, str]) -> int:
         return ExitCode.OK if ours else ExitCode.USAGE
     if ours[0] == "--version":
         ours[0] = "version"
-    name, flags = ours[0], ours[1:]
+    words_of_name = 2 if " ".join(ours[:2]) in commands else 1
+    name, flags = " ".join(ours[:words_of_name]), ours[words_of_name:]
     command = commands.get(name)
     if command is None:
         raise usage_error(f"unknown command: {name}", f"commands: {', '.join(commands)}")

@@ -1,4 +1,4 @@
-"""What this file carries beside the launcher: the payload, notes of the build, licences."""
+"""What this file carries beside the launcher: files for the worker and for the head, notes of the build, licences."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from app import carchive, manifest
 from app.errors import damaged_copy
 from app.manifest import Manifest
 
-MANIFEST_ENTRY = "payload/manifest.json"
-SEGMENT_ENTRY = "payload/segment-{}.xz"
+WORKER, HEAD = "payload", "head"
+"""The two parts: entries of the archive are named `PART/...`."""
+MANIFEST_ENTRY = "{}/manifest.json"
+SEGMENT_ENTRY = "{}/segment-{}.xz"
+LICENSES_ENTRY = "{}/licenses.txt.xz"
 ABOUT_ENTRY = "payload/about.json"
-LICENSES_ENTRY = "payload/licenses.txt.xz"
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,13 @@ class Payload:
 
 
 def payload() -> Payload:
-    """The payload of the running file. Raises `WorkerError` when it carries none, or a broken one."""
-    try:
-        table = manifest.from_json(_read(MANIFEST_ENTRY))
-    except ValueError as error:
-        raise damaged_copy(f"the carried files are broken: {error}") from error
-    return Payload(table, lambda number: _read(SEGMENT_ENTRY.format(number)))
+    """The worker's part of the running file. Raises `WorkerError` when it carries none, or a broken one."""
+    return _part(WORKER)
+
+
+def head() -> Payload | None:
+    """The part for the head, llama.cpp's own programs; None where the file was built without."""
+    return _part(HEAD) if _carries(HEAD) else None
 
 
 def about() -> dict[str, Any]:
@@ -44,7 +47,21 @@ def about() -> dict[str, Any]:
 
 def licenses() -> str:
     """The licence texts of everything carried."""
-    return lzma.decompress(_read(LICENSES_ENTRY)).decode()
+    parts = [WORKER, *([HEAD] if _carries(HEAD) else [])]
+    return "\n".join(lzma.decompress(_read(LICENSES_ENTRY.format(part))).decode() for part in parts)
+
+
+def _part(part: str) -> Payload:
+    try:
+        table = manifest.from_json(_read(MANIFEST_ENTRY.format(part)))
+    except ValueError as error:
+        raise damaged_copy(f"the carried files are broken: {error}") from error
+    return Payload(table, lambda number: _read(SEGMENT_ENTRY.format(part, number)))
+
+
+def _carries(part: str) -> bool:
+    with Path(carchive.EXECUTABLE).open("rb") as file:
+        return MANIFEST_ENTRY.format(part) in carchive.entries(file)
 
 
 def _read(name: str) -> bytes:

@@ -20,13 +20,17 @@ def option(
     help: str,
     env: Sequence[str] = (),
     fallback: Any = None,
+    fallback_text: str = "",
     metavar: str | None = None,
     choices: Sequence[str] | None = None,
     convert: Any = None,
     secret: bool = False,
 ) -> Any:
-    """A field whose flag may be left open: then the environment decides, then `fallback`."""
-    notes = [f"default: {fallback}"] if fallback not in (None, "", ()) else []
+    """A field whose flag may be left open: then the environment decides, then `fallback`.
+
+    The help shows `fallback_text` in its place.
+    """
+    notes = [f"default: {fallback_text or fallback}"] if fallback not in (None, "", ()) else []
     if env:
         notes.append("environment: " + ", ".join(env))
     metadata = {
@@ -72,8 +76,18 @@ def count(text: str) -> int:
     return number
 
 
+def size(text: str) -> int:
+    """Bytes: `500M`, `20G`, `1T`, as `du -h` has them, or a plain number."""
+    units = {"K": 10, "M": 20, "G": 30, "T": 40}
+    unit = text[-1:].upper()
+    number = float(text[:-1] if unit in units else text)
+    if not 0 <= number <= 1 << 60:
+        raise ValueError
+    return int(number * (1 << units.get(unit, 0)))
+
+
 # What argparse calls them in its complaint.
-port.__name__, seconds.__name__, count.__name__ = "port", "number of seconds", "number"
+port.__name__, seconds.__name__, count.__name__, size.__name__ = "port", "number of seconds", "number", "size"
 
 
 def split_list(text: str) -> tuple[str, ...]:

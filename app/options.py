@@ -7,7 +7,7 @@ No `from __future__ import annotations` and no `X | None` here: argparse-datacla
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from app.fields import count, option, port, seconds, split_list, switch
+from app.fields import count, option, port, seconds, size, split_list, switch
 
 LOG_LEVELS = ("error", "warn", "info", "debug", "trace")
 DEFAULT_ASSETS_PATH = "/tmp/localai/backend_data"  # noqa: S108 - LocalAI's; directories.py defends it
@@ -15,6 +15,9 @@ DEFAULT_PORT = 25052
 """Where a worker's relay listens: outside Linux's ephemeral ports, so that a firewall rule can name it."""
 DEFAULT_BASE_PORT = 26001
 """The first loopback port of a head's tunnels, outside the ephemeral ports for the same reason."""
+
+DEFAULT_CACHE_SIZE = 50 << 30
+"""Bytes of weights that are kept: a large quantized model."""
 
 TOKEN_VARIABLES = ("LOCALAI_TOKEN", "LOCALAI_P2P_TOKEN", "TOKEN")
 """LocalAI's; the first that is not empty wins."""
@@ -134,6 +137,18 @@ def _timeout() -> Any:
     return option("--timeout", help="seconds to wait for workers", metavar="S", fallback=30.0, convert=seconds)
 
 
+def _cache_size(flag: str, help: str) -> Any:
+    return option(
+        flag,
+        help=help,
+        env=("WORKER_CACHE_SIZE",),
+        fallback=DEFAULT_CACHE_SIZE,
+        fallback_text="50G",
+        metavar="SIZE",
+        convert=size,
+    )
+
+
 @dataclass(frozen=True)
 class LlamaCppRpcOptions:
     """`worker llama-cpp-rpc`"""
@@ -184,6 +199,21 @@ class P2pOptions:
         fallback=60.0,
         convert=seconds,
     )
+    server: Optional[str] = option(
+        "--server",
+        help="run this rpc-server of yours, of whatever llama.cpp, in place of the carried one",
+        env=("WORKER_SERVER",),
+        metavar="PATH",
+    )
+    cache: str = option(
+        "--cache",
+        help="keep weights on this disk, so that heads need not send them again",
+        env=("WORKER_CACHE",),
+        metavar="WHEN",
+        choices=("on", "off"),
+        fallback="on",
+    )
+    cache_size: int = _cache_size("--cache-size", "keep no more than this; a twentieth of the disk stays free as well")
     no_runner: bool = switch(
         "--no-runner",
         help="start no rpc-server: relay to the one at the runner address",
@@ -249,6 +279,22 @@ class ConnectOptions:
 
 
 @dataclass(frozen=True)
+class BenchOptions(ConnectOptions):
+    """`worker bench`"""
+
+    backend_assets_path: Optional[str] = _assets_path()
+
+
+@dataclass(frozen=True)
+class ServeOptions(BenchOptions):
+    """`worker serve`"""
+
+    no_restart: bool = switch(
+        "--no-restart", help="end with llama-server, rather than start it again when a worker is lost"
+    )
+
+
+@dataclass(frozen=True)
 class ListOptions:
     """`worker list`"""
 
@@ -295,6 +341,48 @@ class AssetsOptions:
         }
     )
     backend_assets_path: Optional[str] = _assets_path()
+    log_level: str = _log_level()
+
+
+@dataclass(frozen=True)
+class CacheAddOptions:
+    """`worker cache add`"""
+
+    models: list[str] = field(
+        metadata={
+            "args": ["models"],
+            "nargs": "+",
+            "metavar": "MODEL.gguf",
+            "help": "GGUF files; the first part of a split model stands for all",
+        }
+    )
+    max_size: int = _cache_size("--max-size", "add no more than this, and remove others that make it more")
+    json: bool = switch("--json", help="print a line of JSON for each tensor")
+    backend_assets_path: Optional[str] = _assets_path()
+    log_level: str = _log_level()
+
+
+@dataclass(frozen=True)
+class CacheListOptions:
+    """`worker cache list`"""
+
+    json: bool = switch("--json", help="print JSON")
+    log_level: str = _log_level()
+
+
+@dataclass(frozen=True)
+class CacheVerifyOptions:
+    """`worker cache verify`"""
+
+    backend_assets_path: Optional[str] = _assets_path()
+    log_level: str = _log_level()
+
+
+@dataclass(frozen=True)
+class CachePruneOptions:
+    """`worker cache prune`"""
+
+    max_size: int = _cache_size("--max-size", "keep no more than this")
     log_level: str = _log_level()
 
 

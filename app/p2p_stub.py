@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from app.errors import ExitCode, WorkerError
-from app.options import ConnectOptions, ListOptions, P2pOptions, TokenOptions
+from app.options import BenchOptions, ConnectOptions, ListOptions, P2pOptions, ServeOptions, TokenOptions
 
 SUPPORTED = False
 
@@ -17,6 +17,16 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
 
 def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     """`worker connect`"""
+    _refuse()
+
+
+def serve(options: ServeOptions, extra: list[str] | None) -> int:
+    """`worker serve`"""
+    _refuse()
+
+
+def bench(options: BenchOptions, extra: list[str] | None) -> int:
+    """`worker bench`"""
     _refuse()
 
 

@@ -33,6 +33,7 @@ from app.verify import Damaged, verify
 SERVER = "backend-assets/util/llama-cpp-rpc-server"
 LIBRARIES = "backend-assets/lib"
 PROBE = "backend-assets/util/worker-probe"
+CACHE_TOOL = "backend-assets/util/worker-cache"
 VULKAN_LOADER = "backend-assets/vulkan/libvulkan.so.1"
 """For machines that have none."""
 

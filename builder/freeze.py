@@ -22,17 +22,21 @@ _START_LIMIT = 60.0
 _P2P_ONLY = ("zeroconf", "cryptography", "app.p2p")
 
 
-def freeze(payload: Path, openssl: Path | None, *, p2p: bool, name: str) -> Path:
-    """Make `dist/<name>`, tested. `openssl`: a directory of libraries in place of the interpreter's."""
+def freeze(payload: Path, openssl: Path | None, *, p2p: bool, name: str, head: Path | None = None) -> Path:
+    """Make `dist/<name>`, tested, of the packed parts for the worker and for the head.
+
+    `openssl`: a directory of libraries in place of the interpreter's.
+    """
     target = DIST / name
-    parts = [*payload.iterdir(), *(openssl.iterdir() if openssl else ())]
+    parts = {"--payload": payload, "--head": head, "--openssl": openssl}
+    carried = [file for part in parts.values() if part for file in part.iterdir()]
     sources = [*(ROOT / "app").rglob("*.py"), SPEC, Path(__file__)]
-    key = digest(p2p, name, _strip(), files=[*parts, *sources, *(ROOT / "requirements").glob("*.txt")])
+    key = digest(p2p, name, _strip(), files=[*carried, *sources, *(ROOT / "requirements").glob("*.txt")])
 
     def make() -> None:
         work = BUILD / "frozen" / name
         shutil.rmtree(work, ignore_errors=True)
-        flags = ["--payload", payload, *(["--openssl", openssl] if openssl else [])]
+        flags: list[object] = [word for flag, part in parts.items() if part for word in (flag, part)]
         flags += [*([] if p2p else ["--no-p2p"]), *(["--strip"] if _strip() else [])]
         if not _strip():
             say("strip is missing: the file is larger and starts slower than it could; install binutils")
@@ -106,7 +110,7 @@ def _say_largest(contents: dict[str, int]) -> None:
     """The ten largest things in the file; the modules of a package count together."""
     packages: Counter[str] = Counter()
     for name, size in contents.items():
-        is_module = ".so" not in name and not name.startswith("payload.")
+        is_module = ".so" not in name and not name.startswith(("payload.", "head."))
         packages[name.partition(".")[0] if is_module else name] += size
     largest = (f"{name} {size / 1e6:.2f}" for name, size in packages.most_common(10))
     say(f"largest, in MB as packed: {', '.join(largest)}")

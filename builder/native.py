@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
 import re
 import shutil
 import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +16,21 @@ from app.payload import LIBRARIES, PROBE, SERVER
 from builder import bundled_libc, source
 from builder.cuda import CudaSdk
 from builder.elf import Elf, newest_glibc
-from builder.paths import BUILD, DIST, NATIVE, PYTHON, VENV
-from builder.steps import digest, fail, once, run, safe_members, say
+from builder.paths import BUILD, NATIVE, PYTHON, VENV
+from builder.steps import digest, fail, once, run, say
 from builder.vulkan import VulkanSdk
 
 GLIBC = (2, 28)
 """The oldest glibc that the native part must run with (RHEL 8, Debian 10)."""
 TARGETS = ("x86_64", "aarch64")
-HERE = Path(__file__).parent
+_CODE = [Path(__file__).with_name(name) for name in ("native.py", "elf.py", "bundled_libc.py", "cuda.py")]
 _HINT = "the lines above name the cause; `python3 build.py clean` starts from nothing"
 EMULATOR = "qemu-aarch64-static"
 EMULATOR_ROOT = Path("/usr/aarch64-linux-gnu")
 """Where Debian puts the C library of another architecture (libc6-arm64-cross)."""
 CUDA_BACKEND = "libggml-cuda.so"
-_FACTS = "facts.json"
+HEAD_PROGRAMS = ("llama-server", "llama-bench")
+_OF_THE_SYSTEM = re.compile(r"(ld-linux|lib(c|m|dl|rt|pthread)\.so).*")
 _PROBE_LIMIT = 60.0
 """Seconds for a CPU variant to compute a small thing."""
 UTIL = Path(SERVER).parent
@@ -89,7 +88,7 @@ class Tree:
 
 def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
     """Compile and stage the payload's tree."""
-    directory = BUILD / "native" / options.name
+    directory = _directory(options)
     tree = BUILD / "tree" / options.tree_name
     variants = tree.with_suffix(".variants.json")
 
@@ -107,8 +106,7 @@ def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
         _mend_and_check(tree, options)
         variants.write_text(json.dumps(_run_variants(tree, options)))
 
-    code = [HERE / name for name in ("native.py", "elf.py", "bundled_libc.py", "cuda.py")]
-    key = digest(options, llama_cpp.sha256, files=[*NATIVE.iterdir(), *code])
+    key = digest(options, llama_cpp.sha256, files=[*NATIVE.iterdir(), *_CODE])
     once(f"native-{tree.name}", key, [tree / SERVER, variants], make)
     glibc = ".".join(map(str, newest_glibc(_files(tree / UTIL))))
     return Tree(
@@ -125,51 +123,41 @@ def build(options: NativeOptions, llama_cpp: source.Source) -> Tree:
     )
 
 
+def build_head(options: NativeOptions, llama_cpp: source.Source) -> Path:
+    """Compile and stage llama.cpp's programs for the head; they run beside the libraries of the payload's tree."""
+    tree = BUILD / "tree" / f"{options.name}-head"
+
+    def make() -> None:
+        shutil.rmtree(tree, ignore_errors=True)
+        _compile(_directory(options), options, llama_cpp, "head")
+        _stage(_directory(options), "head", tree)
+        _mend_and_check(tree, options)
+        for file in _files(tree) if options.compiler == "zig" else ():
+            foreign = [name for name in Elf(file).needed if not _OF_THE_SYSTEM.fullmatch(name) and "ggml" not in name]
+            if foreign:
+                fail(f"{file.name} needs {foreign[0]}", "what is not ggml's or the C library's must be linked in")
+
+    key = digest(options, llama_cpp.sha256, files=[*NATIVE.iterdir(), *_CODE])
+    once(f"native-{tree.name}", key, [tree / UTIL / name for name in HEAD_PROGRAMS], make)
+    return tree
+
+
 def build_clients(options: NativeOptions, llama_cpp: source.Source) -> Path:
-    """Compile llama.cpp's own clients, for the tests; the directory that holds them."""
-    directory = BUILD / "clients" / options.name
-    key = digest(options.name, llama_cpp.sha256, files=NATIVE.iterdir())
-    programs = [directory / "bin" / name for name in ("llama-bench", "llama-completion", "llama-server")]
-    once(f"clients-{options.name}", key, programs, lambda: _compile(directory, options, llama_cpp, "clients"))
-    return directory / "bin"
+    """Compile all of llama.cpp that the tests drive, with a CPU backend; the directory that holds it."""
+    tree = BUILD / "clients" / options.name
+
+    def make() -> None:
+        _compile(_directory(options), options, llama_cpp, "clients")
+        _stage(_directory(options), "clients", tree)
+
+    programs = [tree / UTIL / name for name in (*HEAD_PROGRAMS, "llama-completion", "llama-cli")]
+    once(f"clients-{options.name}", digest(options, llama_cpp.sha256, files=NATIVE.iterdir()), programs, make)
+    return tree / UTIL
 
 
 def can_emulate() -> bool:
     """Whether this machine can start what is compiled for aarch64."""
     return shutil.which(EMULATOR) is not None and (EMULATOR_ROOT / "lib/libc.so.6").exists()
-
-
-def export(tree: Tree) -> Path:
-    """Write the staged tree and what is known of it as one archive, for `build.py --native` on the target itself."""
-    archive = DIST / f"worker-native-{tree.target}.tar.xz"
-    DIST.mkdir(exist_ok=True)
-    facts = json.dumps({**vars(tree), "path": ""}).encode()
-    with tarfile.open(archive, "w:xz") as tar:
-        tar.add(tree.path / "backend-assets", "backend-assets")
-        member = tarfile.TarInfo(_FACTS)
-        member.size = len(facts)
-        tar.addfile(member, io.BytesIO(facts))
-    return archive
-
-
-def imported(archive: Path) -> Tree:
-    """The tree that `export` wrote on another machine."""
-    if not archive.is_file():
-        fail(f"{archive} is missing", "`python3 build.py --target aarch64` makes it on another machine")
-    directory = BUILD / "imported" / digest(files=[archive])[:12]
-    if not (directory / _FACTS).exists():
-        with safe_members(tarfile.open(archive)) as tar:
-            tar.extractall(directory)  # noqa: S202 - safe_members refuses what leaves it
-    facts = json.loads((directory / _FACTS).read_text())
-    if facts["target"] != platform.machine():
-        fail(
-            f"{archive} is for {facts['target']}",
-            f"this machine is {platform.machine()}: take the archive to the target",
-        )
-    # The payload holds the assets alone.
-    tree = BUILD / "tree" / f"imported-{directory.name}"
-    shutil.copytree(directory / "backend-assets", tree / "backend-assets", dirs_exist_ok=True)
-    return Tree(**{**facts, "path": tree})
 
 
 def server_options(tree: Tree) -> tuple[ServerOption, ...]:
@@ -184,6 +172,10 @@ def server_options(tree: Tree) -> tuple[ServerOption, ...]:
     return found
 
 
+def _directory(options: NativeOptions) -> Path:
+    return BUILD / "native" / options.name
+
+
 def _compile(directory: Path, options: NativeOptions, llama_cpp: source.Source, what: str) -> None:
     """Configure and build the target `what` of native/CMakeLists.txt. Both go on where an earlier run ended."""
     command: list[object] = [VENV / "bin/cmake", "--fresh", "-G", "Ninja", "-S", NATIVE, "-B", directory]
@@ -194,9 +186,7 @@ def _compile(directory: Path, options: NativeOptions, llama_cpp: source.Source, 
     elif options.compiler == "zig":
         command += [f"-DCMAKE_TOOLCHAIN_FILE={NATIVE / 'zig-toolchain.cmake'}", f"-DZIG={_zig()}"]
         command += [f"-DZIG_TARGET={options.target}-linux-gnu.{'.'.join(map(str, GLIBC))}"]
-    if what == "clients":
-        command += ["-DWORKER_CLIENTS=ON"]
-    elif what != "cuda" and options.vulkan is not None:
+    if what != "cuda" and options.vulkan is not None:
         command += ["-DWORKER_VULKAN=ON", *options.vulkan.cmake_options]
     once(
         f"configured-{directory.parent.name}-{directory.name}",

@@ -16,6 +16,7 @@
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml.h"
+#include "line.h"
 
 #include <dlfcn.h>
 #include <sys/prctl.h>
@@ -43,42 +44,7 @@ constexpr unsigned LIFETIME = 120;
 
 FILE *out;
 
-std::string quoted(const char *text) {
-    std::string json = "\"";
-    for (const char *at = text ? text : ""; *at; at++) {
-        const unsigned char c = static_cast<unsigned char>(*at);
-        if (c == '"' || c == '\\') {
-            json += '\\';
-            json += *at;
-        } else if (c < 0x20 || c == 0x7f) {
-            json += ' ';
-        } else {
-            json += *at;
-        }
-    }
-    return json + '"';
-}
-
-// One line of output: text and numbers by name.
-class Line {
-  public:
-    Line &text(const char *name, const std::string &value) { return raw(name, quoted(value.c_str())); }
-    Line &number(const char *name, unsigned long long value) { return raw(name, std::to_string(value)); }
-    Line &yes(const char *name) { return raw(name, "true"); }
-    void say() {
-        fprintf(out, "{%s}\n", fields.c_str());
-        fflush(out);
-    }
-
-  private:
-    Line &raw(const char *name, const std::string &json) {
-        fields += (fields.empty() ? "" : ", ") + quoted(name) + ": " + json;
-        return *this;
-    }
-    std::string fields;
-};
-
-void step(const char *what, const std::string &of) { Line().text("step", what).text("of", of).say(); }
+void step(const char *what, const std::string &of) { Line().text("step", what).text("of", of).say(out); }
 
 // --- load -------------------------------------------------------------------
 
@@ -182,13 +148,13 @@ int score(const std::string &path) {
     step("open", path);
     void *handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
-        Line().text("library", path).text("state", "failed").text("detail", dlerror()).say();
+        Line().text("library", path).text("state", "failed").text("detail", dlerror()).say(out);
         return -1;
     }
     auto function = reinterpret_cast<int (*)()>(dlsym(handle, "ggml_backend_score"));
     const int found = function ? function() : 0;
     dlclose(handle);  // as ggml does: of all that compete only the best stays
-    Line().text("library", path).text("state", found ? "fits" : "unsupported").number("score", found).say();
+    Line().text("library", path).text("state", found ? "fits" : "unsupported").number("score", found).say(out);
     return found;
 }
 
@@ -197,14 +163,14 @@ bool load(const std::string &path) {
     complaint.clear();
     void *handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // for its reason: ggml keeps that to itself
     if (!handle) {
-        Line().text("library", path).text("state", "failed").text("detail", dlerror()).say();
+        Line().text("library", path).text("state", "failed").text("detail", dlerror()).say(out);
         return false;
     }
     if (!ggml_backend_load(path.c_str())) {
-        Line().text("library", path).text("state", "failed").text("detail", complaint).say();
+        Line().text("library", path).text("state", "failed").text("detail", complaint).say(out);
         return false;
     }
-    Line().text("library", path).text("state", "loaded").text("detail", complaint).say();
+    Line().text("library", path).text("state", "loaded").text("detail", complaint).say(out);
     return true;
 }
 
@@ -233,7 +199,7 @@ bool try_devices(ggml_backend_reg_t only, ggml_backend_reg_t known, const std::v
         Line line;
         line.text("device", name).text("description", description).text("type", type_name(device));
         line.text("backend", ggml_backend_reg_name(backend)).text("id", props.device_id ? props.device_id : "");
-        line.number("total", props.memory_total).number("free", props.memory_free).say();
+        line.number("total", props.memory_total).number("free", props.memory_free).say(out);
         if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_ACCEL || among(left, description) ||
             among(untried, name)) {
             continue;
@@ -241,7 +207,7 @@ bool try_devices(ggml_backend_reg_t only, ggml_backend_reg_t known, const std::v
         step("try", name);
         complaint.clear();
         const std::string trouble = trial(device);
-        Line().text("tried", name).text("trouble", trouble).say();
+        Line().text("tried", name).text("trouble", trouble).say(out);
         well = well && trouble.empty();
     }
     return well;
@@ -272,7 +238,7 @@ int load_all(const std::vector<std::string> &words) {
         cpu = ggml_backend_reg_get(ggml_backend_reg_count() - 1);
         step("run", best);
         const bool well = try_devices(cpu, nullptr, left, untried);
-        Line().text("library", best).text("state", well ? "ran" : "wrong").text("detail", well ? "" : "computes wrong numbers").say();
+        Line().text("library", best).text("state", well ? "ran" : "wrong").text("detail", well ? "" : "computes wrong numbers").say(out);
     }
     for (const std::string &path : others) load(path);
     try_devices(nullptr, cpu, left, untried);
@@ -284,7 +250,7 @@ int load_all(const std::vector<std::string> &words) {
 #ifdef WORKER_VULKAN
 
 int no_vulkan(const char *what, const std::string &detail) {
-    Line().text("vulkan", what).text("detail", detail).say();
+    Line().text("vulkan", what).text("detail", detail).say(out);
     return 0;
 }
 
@@ -357,7 +323,7 @@ int vulkan() {
         line.text("driver", driver.driverName).text("info", driver.driverInfo);
         line.text("api", version(found.properties.apiVersion));
         if (storage.storageBuffer16BitAccess) line.yes("suitable");  // what ggml asks for first
-        line.say();
+        line.say(out);
     }
     return 0;
 }
@@ -387,7 +353,7 @@ int main(int argc, char **argv) {
     } else if (mode == "vulkan") {
         status = vulkan();
     }
-    if (status == 0) Line().yes("end").say();
+    if (status == 0) Line().yes("end").say(out);
     // Not `return`: what a driver does at its end is no concern of ours.
     _exit(status);
 }

@@ -54,6 +54,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "llama-cpp-rpc",
         "p2p-llama-cpp-rpc",
         "connect",
+        "serve",
+        "bench",
         "list",
         "token",
         "devices",
@@ -89,6 +91,8 @@ def test_help_of_a_command_tells_its_environment(capsys: pytest.CaptureFixture[s
     [
         ["p2p-llama-cpp-rpc"],
         ["connect", "--nonsense"],
+        ["serve", "--", "-m", "model.gguf"],
+        ["bench"],
         ["list", "--json"],
         ["token"],
         ["worker", "p2p-llama-cpp-rpc", "--", "-c"],
@@ -102,7 +106,7 @@ def test_a_build_without_p2p_says_so(capsys: pytest.CaptureFixture[str], words: 
 
 def test_the_stub_has_the_names_and_signatures_of_p2p() -> None:
     names = [name for name in vars(p2p_stub) if not name.startswith("_") and inspect.isfunction(vars(p2p_stub)[name])]
-    assert sorted(names) == ["connect", "list_workers", "new_token", "work"]
+    assert sorted(names) == ["bench", "connect", "list_workers", "new_token", "serve", "work"]
     for name in names:
         assert inspect.signature(getattr(p2p, name)) == inspect.signature(getattr(p2p_stub, name)), name
     assert p2p.SUPPORTED

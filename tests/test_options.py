@@ -8,7 +8,7 @@ import pytest
 
 from app import cli, p2p_stub
 from app.errors import ExitCode, WorkerError
-from app.fields import fill
+from app.fields import fill, size
 from app.options import LlamaCppRpcOptions, P2pOptions
 
 
@@ -86,6 +86,19 @@ def test_a_repeated_peer_is_kept() -> None:
     assert options.peer == ("a:1", "b:2", "c")
     assert options.workers == 2
     assert options.only == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("500M", 500 << 20), ("20g", 20 << 30), ("1.5K", 1536), ("1T", 1 << 40), ("0", 0), ("7", 7)]
+)
+def test_a_size_is_written_as_people_do(text: str, expected: int) -> None:
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "many", "20GB", "nan", "inf", "1e30"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError):
+        size(text)
 
 
 def test_devices_are_a_list_however_they_are_given() -> None:

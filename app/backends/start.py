@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from app import launch, payload
 from app.backends import policy, verdict
-from app.backends.findings import Findings
+from app.backends.findings import Findings, kind
 from app.backends.policy import Plan, Wishes
 from app.embedded import Payload
 from app.errors import WorkerError
 from app.launch import ServerCommand
 from app.options import DevicesOptions, LlamaCppRpcOptions, P2pOptions
-from app.payload import PROBE, Assets
+from app.payload import PROBE, SERVER, Assets
 
 _VISIBLE = "GGML_VK_VISIBLE_DEVICES"
 _BACKEND_PATH = "GGML_BACKEND_PATH"
@@ -65,14 +65,14 @@ class Starter:
 
         Raises `WorkerError`: unusable assets, a device that is not there, a required GPU that is not.
         """
-        assets = payload.ensure(self._carried, self._assets_path, self._environ)
-        held = [assets.fd]
-        try:
-            return self._prepare(assets, held)
-        except BaseException:
-            for fd in held:
-                os.close(fd)
-            raise
+        return self._holding(self._prepare)
+
+    def prepare_other(self, part: Payload, file: str) -> Start:
+        """Arrange the program `file` of another carried part, with the backends that are good for something here.
+
+        Raises as `prepare` does.
+        """
+        return self._holding(lambda assets, held: self._prepare_other(assets, held, part, file))
 
     def forget(self) -> None:
         """A server that was started after `prepare` never answered: look at the machine anew the next time."""
@@ -110,25 +110,57 @@ class Starter:
         else:
             chosen = self.plan(found)
             self._say(found, chosen)
-        environ = dict(self._environ)
+        left_out = {library.name for library in found.left_out}
+        environ = self._without(left_out)
         if chosen.visible is not None:
             environ[_VISIBLE] = chosen.visible
-        left_out = {library.name for library in found.left_out}
-        if environ.get(_BACKEND_PATH) and _absolute(environ[_BACKEND_PATH]) in left_out:
-            del environ[_BACKEND_PATH]
         program = assets.server
         if self._own or any("/" not in name for name in left_out):
             from app.backends import links
 
-            made = links.ensure(assets, self._carried.manifest, self._wanted(assets, left_out))
+            made = links.ensure(assets, self._carried.manifest, SERVER, self._wanted(assets, left_out))
             held.append(made.fd)
-            program = made.server
+            program = made.program
         arguments = list(self._arguments)
         if chosen.devices and not self._wishes.devices:
             arguments += ["--device", ",".join(chosen.devices)]
-        loaders = (assets.loaders,) if found.vulkan.carried_loader else ()
-        command = launch.server_command(assets, arguments, environ, program=program, libraries=loaders)
+        command = launch.server_command(assets, arguments, environ, program=program, libraries=_loaders(assets, found))
         return Start(command, tuple(held), chosen)
+
+    def _prepare_other(self, assets: Assets, held: list[int], part: Payload, file: str) -> Start:
+        from app.backends import links
+
+        other = payload.ensure(part, str(assets.base), self._environ)
+        held.append(other.fd)
+        found = self.look(assets, anew=False) or Findings()
+        chosen = self.plan(found) if found.libraries else Plan()
+        for library in found.left_out:
+            log.warning("%s is left out: it %s", library.name, library.detail)
+        left_out = {library.name for library in found.left_out}
+        wanted = self._wanted(assets, left_out | _idle(found, chosen))
+        made = links.ensure(other, part.manifest, file, wanted)
+        held.append(made.fd)
+        environ = self._without(left_out)
+        command = launch.server_command(assets, [], environ, program=made.program, libraries=_loaders(assets, found))
+        return Start(command, tuple(held), chosen)
+
+    def _holding(self, arrange: Callable[[Assets, list[int]], Start]) -> Start:
+        """What `arrange` makes of the verified files. What it opens goes to the list, which is closed if it fails."""
+        assets = payload.ensure(self._carried, self._assets_path, self._environ)
+        held = [assets.fd]
+        try:
+            return arrange(assets, held)
+        except BaseException:
+            for fd in held:
+                os.close(fd)
+            raise
+
+    def _without(self, left_out: set[str]) -> dict[str, str]:
+        """The environment, without the user's backend where it is one of those."""
+        environ = dict(self._environ)
+        if environ.get(_BACKEND_PATH) and _absolute(environ[_BACKEND_PATH]) in left_out:
+            del environ[_BACKEND_PATH]
+        return environ
 
     def _libraries(self, assets: Assets, environ: Mapping[str, str]) -> dict[str, Path]:
         """What the server would load: name -> path. A library of the user's stands for ours of the same name."""
@@ -183,6 +215,18 @@ def _beside(assets: Assets, carried: Payload) -> dict[str, Path]:
     place = assets.server.parent
     paths = [assets.path / file for file in carried.manifest.files]
     return {path.name: path for path in paths if path.parent == place and path.name.startswith("libggml")}
+
+
+def _loaders(assets: Assets, found: Findings) -> tuple[Path, ...]:
+    """For the library path: the carried Vulkan loader, where the machine has none."""
+    return (assets.loaders,) if found.vulkan.carried_loader else ()
+
+
+def _idle(found: Findings, chosen: Plan) -> set[str]:
+    """The GPU backends that offer nothing worth using: a program that takes every device shall not see theirs."""
+    used = {device.backend.casefold() for device in chosen.served}
+    gpus = {device.backend.casefold() for device in found.devices if device.is_gpu} - used
+    return {library.name for library in found.libraries if kind(library.name) in gpus}
 
 
 def _absolute(path: str) -> str:

@@ -6,7 +6,7 @@ Each command is imported when it is run: `llama-cpp-rpc` pays for none of it.
 from __future__ import annotations
 
 from app import late
-from app.options import ConnectOptions, ListOptions, P2pOptions, TokenOptions
+from app.options import BenchOptions, ConnectOptions, ListOptions, P2pOptions, ServeOptions, TokenOptions
 
 SUPPORTED = True
 
@@ -23,6 +23,22 @@ def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     """`worker connect`"""
     _prepare()
     from app.p2p.head import connect as run
+
+    return run(options, extra)
+
+
+def serve(options: ServeOptions, extra: list[str] | None) -> int:
+    """`worker serve`"""
+    _prepare()
+    from app.p2p.carried import serve as run
+
+    return run(options, extra)
+
+
+def bench(options: BenchOptions, extra: list[str] | None) -> int:
+    """`worker bench`"""
+    _prepare()
+    from app.p2p.carried import bench as run
 
     return run(options, extra)
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from app.errors import WorkerError
-from app.launch import user_environment
 from app.p2p.signals import Arrived
 from app.parent import die_with_parent
 
 RPC_VARIABLES = ("LLAMA_ARG_RPC", "LLAMACPP_GRPC_SERVERS")
 """What llama.cpp's own programs and LocalAI read; llama-bench reads neither, hence `{rpc}`."""
-_PLACEHOLDER = "{rpc}"
+PLACEHOLDER = "{rpc}"
 _PIPE_BLOCK = 4096
 
 
@@ -29,17 +28,20 @@ class Command:
     kernel's death signal follows the thread that forked.
     """
 
-    def __init__(self, argv: list[str], environ: Mapping[str, str], mask: Iterable[signal.Signals]) -> None:
-        """`mask`: the signals that were blocked before `signals.block`. Raises WorkerError for what is no program."""
+    def __init__(self, argv: list[str], env: Mapping[str, str], mask: Iterable[signal.Signals]) -> None:
+        """`env`: its environment, but for `RPC_VARIABLES`. `mask`: what was blocked before `signals.block`.
+
+        Raises WorkerError for what is no program.
+        """
         self._name = argv[0]
         self._status: int | None = None
-        program = _find(argv[0], environ)
+        program = _find(argv[0], env)
         waiting, self._start = os.pipe()
         self._report, reporting = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self._start)
-            _become(program, argv, environ, mask, waiting, reporting)
+            _become(program, argv, env, mask, waiting, reporting)
         os.close(waiting)
         os.close(reporting)
 
@@ -67,8 +69,8 @@ class Command:
         return self._status
 
 
-def _find(name: str, environ: Mapping[str, str]) -> str:
-    program = shutil.which(name, path=environ.get("PATH"))
+def _find(name: str, env: Mapping[str, str]) -> str:
+    program = shutil.which(name, path=env.get("PATH"))
     if program is None:
         there = os.sep in name and Path(name).exists()
         raise WorkerError(
@@ -81,7 +83,7 @@ def _find(name: str, environ: Mapping[str, str]) -> str:
 def _become(
     program: str,
     argv: list[str],
-    environ: Mapping[str, str],
+    env: Mapping[str, str],
     mask: Iterable[signal.Signals],
     waiting: int,
     reporting: int,
@@ -94,14 +96,14 @@ def _become(
         while block := os.read(waiting, _PIPE_BLOCK):
             rpc += block
         if rpc:
-            _exec(program, argv, environ, mask, rpc.decode())
+            _exec(program, argv, env, mask, rpc.decode())
     except OSError as error:
         os.write(reporting, (error.strerror or str(error)).encode())
     finally:
         os._exit(status)
 
 
-def _exec(program: str, argv: list[str], environ: Mapping[str, str], mask: Iterable[signal.Signals], rpc: str) -> None:
+def _exec(program: str, argv: list[str], env: Mapping[str, str], mask: Iterable[signal.Signals], rpc: str) -> None:
     # Python ignores these two, and what is ignored stays so across exec; SIGINT has a
     # handler of ours, which must not catch what has come meanwhile.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -109,5 +111,5 @@ def _exec(program: str, argv: list[str], environ: Mapping[str, str], mask: Itera
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    env = user_environment(environ) | dict.fromkeys(RPC_VARIABLES, rpc)
-    os.execve(program, [word.replace(_PLACEHOLDER, rpc) for word in argv], env)  # noqa: S606 - no shell in between
+    told = {**env, **dict.fromkeys(RPC_VARIABLES, rpc)}
+    os.execve(program, [word.replace(PLACEHOLDER, rpc) for word in argv], told)  # noqa: S606 - no shell in between

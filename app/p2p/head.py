@@ -11,15 +11,16 @@ from contextlib import closing
 from app import onefile
 from app.console import live_table, print_table
 from app.errors import ExitCode, usage_error
-from app.launch import leave_no_core
+from app.launch import leave_no_core, user_environment
 from app.options import ConnectOptions, ListOptions
 from app.p2p import signals
 from app.p2p.command import Command
 from app.p2p.frames import Purpose
+from app.p2p.gathering import Events, wanted
 from app.p2p.listing import Chronicle, as_json, failure_as_json, overview
 from app.p2p.roster import Change, News, Roster
 from app.p2p.search import Search, not_found, refused
-from app.p2p.session import REDRAW, Events, Session, wanted
+from app.p2p.session import REDRAW, Session
 from app.p2p.signals import Arrived
 from app.p2p.tunnel import Tunnels
 
@@ -31,7 +32,7 @@ def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     search = Search(options, Purpose.CONNECT)
     onefile.mark()
     mask = signals.block()
-    command = Command(extra, os.environ, mask) if extra else None  # no thread exists yet
+    command = Command(extra, user_environment(os.environ), mask) if extra else None  # no thread exists yet
     leave_no_core()  # ours only, not the command's
     events = Events()
     signals.listen(events.put)
@@ -109,5 +110,5 @@ def _watch_as_json(roster: Roster, events: Events) -> None:
                     print(json.dumps(failure_as_json(failure)), flush=True)
 
 
-def _ends(event: Change | Arrived | None) -> bool:
+def _ends(event: object) -> bool:
     return isinstance(event, Arrived) and event.number in signals.ENDING

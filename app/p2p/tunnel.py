@@ -35,19 +35,28 @@ log = logging.getLogger(__name__)
 class Tunnels:
     """The tunnels of one head, in the order in which they were opened. Only the main thread opens and closes them."""
 
-    def __init__(self, head: Head, worker: Callable[[int], Worker], base_port: int) -> None:
-        """`worker` tells, from any thread, what is known of the worker of a place."""
+    def __init__(
+        self,
+        head: Head,
+        worker: Callable[[int], Worker],
+        base_port: int,
+        broke: Callable[[int], None] | None = None,
+    ) -> None:
+        """`worker` tells, from any thread, what is known of the worker of a place. `broke` is told, from any thread,
+        of which place a tunnel broke; without it the log explains what that does to llama.cpp.
+        """
         self._head = head
         self._worker = worker
         self._next_port = base_port
         self._tunnels: dict[int, Tunnel] = {}
+        self._broke = broke or self._explain
         self._explained = False
 
     def open(self, place: int) -> Tunnel:
         """The tunnel of that place: it keeps its port while the worker comes and goes. Raises WorkerError."""
         if place not in self._tunnels:
             listener = self._listen()
-            self._tunnels[place] = Tunnel(listener, self._head, lambda: self._worker(place), self._explain)
+            self._tunnels[place] = Tunnel(listener, self._head, lambda: self._worker(place), lambda: self._broke(place))
         return self._tunnels[place]
 
     def get(self, place: int) -> Tunnel | None:
@@ -72,7 +81,7 @@ class Tunnels:
             return listener
         raise WorkerError(f"no port is free from {self._next_port} on", "choose others with --base-port")
 
-    def _explain(self) -> None:
+    def _explain(self, _: int) -> None:
         if not self._explained:
             self._explained = True
             log.warning(
@@ -85,13 +94,13 @@ class Tunnel:
     """One worker's loopback port."""
 
     def __init__(
-        self, listener: socket.socket, head: Head, worker: Callable[[], Worker], explain: Callable[[], None]
+        self, listener: socket.socket, head: Head, worker: Callable[[], Worker], broke: Callable[[], None]
     ) -> None:
-        """Serve the local programs that connect to `listener`. `explain` tells what a cut does to llama.cpp."""
+        """Serve the local programs that connect to `listener`. `broke` is told when one of them lost the worker."""
         self._listener = listener
         self._head = head
         self._worker = worker
-        self._explain = explain
+        self._broke = broke
         self._lock = Lock()
         self._live: dict[Conversation, Traffic] = {}
         self._done = Traffic()
@@ -178,7 +187,7 @@ class Tunnel:
                 self._serving -= 1
         if trouble and not self._closed:
             log.warning("port %d: %s", self.port, trouble)
-            self._explain()
+            self._broke()
 
     def _explained(self, plain: socket.socket, worker: Worker) -> str | None:
         """Serve one local program to its end; what went wrong, None for nothing."""

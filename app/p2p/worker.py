@@ -6,10 +6,12 @@ import logging
 import os
 import platform
 import sys
+from functools import partial
 from queue import SimpleQueue
 
 from app import __version__, embedded, launch, onefile, server_args
-from app.backends.start import Start, Starter
+from app.cache import tool
+from app.cache.directory import with_cache
 from app.embedded import Payload
 from app.errors import ExitCode, usage_error
 from app.options import P2pOptions
@@ -24,7 +26,9 @@ from app.p2p.listening import listen, parse_address
 from app.p2p.membership import join
 from app.p2p.records import clean
 from app.p2p.relay import About, Relay
+from app.p2p.runner import Runner, runner_of
 from app.p2p.server import Down, Failed, OnChange, Ready, RpcServer, ServerState
+from app.p2p.server_cache import ServerCache
 from app.p2p.signals import Arrived
 from app.p2p.supervisor import Supervisor
 from app.p2p.worker_id import worker_id
@@ -39,9 +43,10 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
     _check(options)
     authorities = join(options, os.environ)
     arguments = server_args.join(options.llama_cpp_args, extra, options.device)
+    if options.cache == "on" and not (options.no_runner or options.server):
+        arguments = with_cache(arguments, os.environ)
     carried = embedded.payload()
-    devices = _check_arguments(arguments, carried)
-    starter = None if options.no_runner else Starter(carried, options, arguments, devices, os.environ)
+    runner = runner_of(options, arguments, carried, os.environ)
     events: SimpleQueue[ServerState | Arrived] = SimpleQueue()
     sys.unraisablehook = _log_unraisable
 
@@ -49,7 +54,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
     port: int = listener.getsockname()[1]
     identity = worker_id(options.id, options.instance, options.state_dir, port, os.environ)
     # The keeper before any thread, and before signals are held back: it would pass that on to the server.
-    keeper = None if starter is None else start_keeper(options.sandbox)
+    keeper = None if runner is None else start_keeper(options.sandbox)
     signals.block()
     signals.listen(events.put)
     try:
@@ -59,7 +64,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
             lender.server_changed(state)
             events.put(state)
 
-        server = _server(options, keeper, starter, changed)
+        server = _server(options, keeper, runner, carried, changed)
         about = _about(options, identity.text, carried, keeper)
         context = server_context([mint(authority, Role.WORKER, identity.text) for authority in authorities])
         relay = Relay(context, about, server, lender)
@@ -77,7 +82,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
         relay.start([listener])
         server.start()
         try:
-            _follow(events, announcer)
+            _follow(events, announcer, carried.manifest.native.rpc_protocol)
         finally:
             systemd.notify(os.environ, systemd.STOPPING)
             announcer.close()
@@ -92,65 +97,59 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
 def _check(options: P2pOptions) -> None:
     if options.no_runner and options.sandbox == "on":
         raise usage_error("--sandbox on cannot be had with --no-runner", "a server that you start is yours to sandbox")
-    if options.no_runner and (options.device or options.require_gpu or options.backend_dir):
+    if options.no_runner and options.server:
         raise usage_error(
-            "--device, --require-gpu and --backend-dir cannot be had with --no-runner",
-            "a server that you start has the devices that you give it",
+            "--server cannot be had with --no-runner",
+            "--server runs an rpc-server of yours, --no-runner relays to one that you start",
+        )
+    foreign = "--server" if options.server else "--no-runner" if options.no_runner else ""
+    if foreign and (options.device or options.require_gpu or options.backend_dir):
+        raise usage_error(
+            f"--device, --require-gpu and --backend-dir cannot be had with {foreign}",
+            "a server of yours has the devices that you give it",
         )
     if options.runner_address != "127.0.0.1" and not options.no_runner:
         log.warning("the runner address counts with --no-runner only; our own rpc-server is reached on loopback")
 
 
-def _check_arguments(arguments: list[str], carried: Payload) -> tuple[str, ...]:
-    """The devices that they name. Raises a usage error."""
-    checked = server_args.check(arguments, carried.manifest.server_options)
-    if checked.given & {"--host", "--port"}:
-        raise usage_error("rpc-server's address is not to be chosen here", "heads reach it through --listen ADDR:PORT")
-    if "--help" in checked.given:
-        raise usage_error("rpc-server's help is no way to serve", "`worker llama-cpp-rpc -- --help` shows it")
-    return checked.devices
-
-
-def _server(options: P2pOptions, keeper: Keeper | None, starter: Starter | None, changed: OnChange) -> RpcServer:
-    if keeper is None or starter is None:
+def _server(
+    options: P2pOptions, keeper: Keeper | None, runner: Runner | None, carried: Payload, changed: OnChange
+) -> RpcServer:
+    if keeper is None or runner is None:
         address = (options.runner_address, options.runner_port or server_args.DEFAULT_PORT)
-        return ExternalServer(address, rpc.probe, changed)
-    kept: list[Start] = []
-
-    def prepare() -> launch.ServerCommand:
-        kept.append(starter.prepare())
-        if len(kept) > 1:
-            for fd in kept.pop(0).held:
-                os.close(fd)
-        return kept[0].command
-
+        return ExternalServer(address, rpc.Prober(), changed)
     return Supervisor(
         keeper,
-        prepare,
-        rpc.probe,
+        runner.prepare,
+        runner.probe,
         changed,
         start_timeout=options.start_timeout,
         port=options.runner_port,
-        after_vain_start=starter.forget,
+        after_vain_start=runner.after_vain_start,
+        advice=runner.advice,
+        cache=ServerCache(options.cache_size, partial(tool.whole, carried, options.backend_assets_path, os.environ)),
     )
 
 
 def _about(options: P2pOptions, identity: str, carried: Payload, keeper: Keeper | None) -> About:
     native = carried.manifest.native
-    own = keeper is not None
+    ours = keeper is not None and not options.server
     return About(
         id=identity,
         # Heads read it inside TLS; nobody else does.
         name=clean(options.name or platform.node(), MAX_NAME),
         version=__version__,
-        llama_cpp=native.llama_cpp if own else "",
-        llama_cpp_commit=native.commit if own else "",
+        llama_cpp=native.llama_cpp if ours else "",
+        llama_cpp_commit=native.commit if ours else "",
         sandbox=lambda: "" if keeper is None else keeper.sandbox,
     )
 
 
-def _follow(events: SimpleQueue[ServerState | Arrived], announcer: Announcer) -> None:
-    """Announce while the server is well; return when the user wants an end, raise when it has come without."""
+def _follow(events: SimpleQueue[ServerState | Arrived], announcer: Announcer, carried: str) -> None:
+    """Announce while the server is well; return when the user wants an end, raise when it has come without.
+
+    `carried` is the RPC protocol of the llama.cpp that this file carries.
+    """
     while True:
         event = events.get()
         if isinstance(event, Arrived):
@@ -164,8 +163,15 @@ def _follow(events: SimpleQueue[ServerState | Arrived], announcer: Announcer) ->
                 log.info(
                     "%s: %s, %d of %d MiB free", device.name, device.description, device.free >> 20, device.total >> 20
                 )
-            announcer.announce(event.protocol)
             log.info("ready, RPC protocol %s", event.protocol)
+            if not rpc.serves(event.protocol, carried):
+                log.warning(
+                    "rpc-server speaks RPC protocol %s, the llama.cpp that this file carries %s: "
+                    "heads need one that speaks as the server does",
+                    event.protocol,
+                    carried,
+                )
+            announcer.announce(event.protocol)
             systemd.notify(os.environ, systemd.READY, systemd.status(f"ready, RPC protocol {event.protocol}"))
         else:
             announcer.withdraw()

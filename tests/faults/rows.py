@@ -278,6 +278,7 @@ ROWS = (
             "a_server_that_died_in_mid_write",
             "a_worker_that_was_killed",
             "a_disk_without_room_may_have_cut_it_short",
-        ),
+        )
+        + _in(f"{_LIVE}cache", "killed_in_mid_upload", "what_is_whole_outlives_a_kill"),
     ),
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Prints the tokens that a model generates greedily: `python -m tests.live.greedy LLAMA_SERVER MODEL RPC`.
 
+An empty RPC is for this machine alone.
+
 Through llama-server, which answers with token ids: what llama-completion prints may lose its
 end on a busy machine, also with the bare rpc-server.
 """
@@ -23,7 +25,8 @@ def main(program: str, model: str, rpc: str) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [program, "-m", model, "--rpc", rpc, "-ngl", "99", "-c", "256", "--port", str(port), "--no-warmup"]
+    command = [program, "-m", model, "-ngl", "99", "-c", "256", "--port", str(port), "--no-warmup"]
+    command += ["--rpc", rpc] if rpc else []
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sys.stderr)
     try:
         wanted = {

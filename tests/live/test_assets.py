@@ -171,7 +171,10 @@ def test_version_tells_what_is_inside(binary: Path, small_binary: Path, env: dic
     small = json.loads(run(small_binary, "version", "--json", env=env).stdout)
     assert (full["p2p"], small["p2p"]) == (True, False)
     assert full["payload"] == small["payload"]
+    assert full["head"]["programs"] == ["llama-bench", "llama-server"]
+    assert small["head"] is None
     assert full["rpc_protocol"] == "7.0.0"
+    assert full["release"] == f"worker-{full['version']}-rpc7-linux-{full['target']}"
     assert set(full["cpu_variants"]) == {
         path.name.removeprefix("libggml-cpu-").removesuffix(".so")
         for path in (tree / "backend-assets/util").glob("libggml-cpu-*")
@@ -185,4 +188,7 @@ def test_licenses_cover_what_is_carried(binary: Path, small_binary: Path, env: d
     text = run(binary, "licenses", env=env).stdout
     for name in ("llama.cpp", "Python", "cryptography", "zeroconf", "rich", "pyinstaller", "argparse-dataclass"):
         assert name.lower() in text.lower(), name
-    assert run(small_binary, "licenses", env=env).returncode == 0
+    small = run(small_binary, "licenses", env=env)
+    assert small.returncode == 0
+    for name in ("cpp-httplib", "jsonhpp", "miniaudio", "stb_image"):
+        assert (name in text, name in small.stdout) == (True, False), name

@@ -1,4 +1,4 @@
-"""The real rpc-server, for tests that run one."""
+"""The real rpc-server, for tests that run one; and a payload whose backends are made up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.launch import ServerCommand
+from tests.backends.conftest import probed  # noqa: F401 - a fixture
 
 
 @pytest.fixture

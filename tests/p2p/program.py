@@ -66,17 +66,17 @@ def environment(token: str, extra: Mapping[str, str] | None = None) -> dict[str,
     return {**env, "LOCALAI_TOKEN": token, **(extra or {})}
 
 
-def command_line(*arguments: object) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "app", *map(str, arguments)]
+def command_line(*arguments: object, entry: str = "app") -> list[str]:
+    return [sys.executable, "-W", "error", "-m", entry, *map(str, arguments)]
 
 
 @contextmanager
 def running(
-    token: str, *arguments: object, env: Mapping[str, str] | None = None, **options: object
+    token: str, *arguments: object, env: Mapping[str, str] | None = None, entry: str = "app", **options: object
 ) -> Iterator[Program]:
-    """Start it; at the end it is gone."""
+    """Start it; at the end it is gone. `entry`: the module that is run."""
     with subprocess.Popen(  # type: ignore[call-overload]
-        command_line(*arguments),
+        command_line(*arguments, entry=entry),
         env=environment(token, env),
         text=True,
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
@@ -88,7 +88,9 @@ def running(
                 process.kill()
 
 
-def run(token: str, *arguments: object, env: Mapping[str, str] | None = None) -> tuple[int, list[str], list[str]]:
+def run(
+    token: str, *arguments: object, env: Mapping[str, str] | None = None, entry: str = "app"
+) -> tuple[int, list[str], list[str]]:
     """Exit status, stdout and stderr of one that ends by itself."""
-    with running(token, *arguments, env=env) as program:
+    with running(token, *arguments, env=env, entry=entry) as program:
         return program.wait(), program.out, program.err

@@ -155,6 +155,23 @@ def test_different_rpc_protocols_are_named_before_anything_starts(one: FakeWorke
     assert one.asked == 0
 
 
+def test_what_the_command_must_speak_is_said_before_it_starts(one: FakeWorker) -> None:
+    with FakeWorker(OURS, "id-2", "box-2", status=replace(READY, rpc="7.1.0")) as newer:
+        status, _, err = run(TOKEN, *at_once(one, newer), "--", "sh", "-c", "echo ran >&2")
+    assert status == 0
+    (said,) = [number for number, line in enumerate(err) if "the command must be of a llama.cpp that does" in line]
+    assert "speak RPC protocol 7.1.0 (box-1 7.0.0, box-2 7.1.0)" in err[said]
+    assert err.index("ran") > said
+
+
+def test_without_a_command_nothing_is_said_of_one(one: FakeWorker) -> None:
+    with running(TOKEN, *at_once(one)) as head:
+        head.line()
+        head.send(signal.SIGTERM)
+        head.wait()
+    assert not [line for line in head.err if "the command must" in line]
+
+
 def test_only_and_exclude_choose_by_name_and_id(one: FakeWorker, two: FakeWorker) -> None:
     for words in (["--only", "box-2"], ["--only", "id-2"], ["--exclude", "box-1"], ["--exclude", "id-1"]):
         with running(TOKEN, *connect(one, two), "--workers", 1, *words) as head:

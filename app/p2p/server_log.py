@@ -1,0 +1,87 @@
+"""Reads what llama-server writes while it passes it on: where it listens, and what lies where."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Thread
+
+TALKATIVE = {"LLAMA_ARG_LOG_VERBOSITY": "4"}
+"""The environment in which llama-server tells of its model buffers, the least that does; a `-lv` beats it."""
+HERE = ""
+"""What stands for this machine where others have an endpoint."""
+MAX_LINE = 4096
+"""Bytes of a line that are looked at."""
+BLOCK = 65536
+_STDERR = 2
+
+# llama.cpp: `load_tensors` in src/llama-model.cpp, "RPC" in ggml-rpc.cpp, `llama_server` in tools/server/server.cpp.
+# What stands before them (time, level, colours) is a matter of flags.
+_BUFFER = re.compile(rb"load_tensors: +(\S+) model buffer size = +([0-9.]+) MiB$")
+_REMOTE = re.compile(r"RPC\d+\[(.+)\]")
+_LISTENING = re.compile(rb"llama_server: listening on (\S+?)(?:\x1b\[0m)?$")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """llama-server has said that it has its model and listens."""
+
+    url: str
+    buffers: Mapping[str, float]
+    """MiB of the model by endpoint of the RPC server, or `HERE`; empty where the log told none."""
+
+
+class LogReader:
+    """Bytes in, as they come; no I/O."""
+
+    def __init__(self) -> None:
+        self._begun = b""
+        self._buffers: dict[str, float] = {}
+
+    def feed(self, data: bytes) -> Ready | None:
+        """The first address that these bytes, and those before them, tell of."""
+        *lines, begun = (self._begun + data).split(b"\n")
+        self._begun = begun[:MAX_LINE]
+        return next(filter(None, map(self._read, lines)), None)
+
+    def _read(self, line: bytes) -> Ready | None:
+        line = line[:MAX_LINE].rstrip()
+        if found := _BUFFER.search(line):
+            remote = _REMOTE.fullmatch(found[1].decode(errors="replace"))
+            endpoint = remote[1] if remote else HERE
+            self._buffers[endpoint] = self._buffers.get(endpoint, 0.0) + float(found[2])
+        elif found := _LISTENING.search(line):
+            return Ready(found[1].decode(errors="replace"), dict(self._buffers))
+        return None
+
+
+class PassedOn:
+    """The stderr of one run of llama-server on its way to ours, byte for byte, in a thread of its own."""
+
+    def __init__(self, descriptor: int, tell: Callable[[Ready], None]) -> None:
+        """Take over the read end `descriptor` of its pipe."""
+        self._descriptor = descriptor
+        self._tell = tell
+        self._thread = Thread(target=self._read, name="llama-server log", daemon=True)
+        self._thread.start()
+
+    def wait_for_end(self, limit: float) -> None:
+        """Until the last byte is through, `limit` seconds at most: a child of its own may hold the pipe open."""
+        self._thread.join(limit)
+
+    def _read(self) -> None:
+        reader = LogReader()
+        with os.fdopen(self._descriptor, "rb", buffering=0) as pipe:
+            while data := pipe.read(BLOCK):
+                with suppress(OSError):  # ours may be closed; its pipe must be emptied all the same
+                    _write(data)
+                if ready := reader.feed(data):
+                    self._tell(ready)
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(_STDERR, data) :]

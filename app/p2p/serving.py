@@ -1,0 +1,197 @@
+"""One `serve`: llama-server on the workers that are there, and again on those that are left when one is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from app.errors import ExitCode, WorkerError
+from app.launch import tell_status
+from app.p2p import systemd
+from app.p2p.frames import State
+from app.p2p.gathering import Events, Gathering, Stopped, is_ready
+from app.p2p.restarts import Restarts
+from app.p2p.roster import Change, Worker
+from app.p2p.server_log import HERE, PassedOn, Ready
+from app.p2p.signals import ENDING, Arrived
+from app.p2p.starter import Ended, Starter
+from app.p2p.tunnel import Tunnels
+
+RPC_VARIABLE = "LLAMA_ARG_RPC"
+"""llama-server's `--rpc`."""
+DOOMED = 3.0
+"""Seconds in which llama-server ends by itself once a worker is lost; an idle one does not notice, and can answer
+nothing more."""
+STOP_LIMIT = 10.0
+"""Seconds that llama-server has to finish after SIGTERM."""
+LATE_NEWS = 1.0
+"""Seconds in which it turns out whether a worker was lost, when llama-server was faster to end than we to hear."""
+LAST_LINES = 2.0
+"""Seconds for the end of its log to come through the pipe."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Broke:
+    """A tunnel to the worker of that place has broken: what the `Tunnels` of a `Serving` are to put into its events."""
+
+    place: int
+
+
+@dataclass
+class _Run:
+    """What is known of one run of llama-server."""
+
+    lost: list[str] = field(default_factory=list)
+    """Names of the workers whose tunnels broke."""
+    deadline: float | None = None
+    """When it is ended by force, by `time.monotonic`."""
+    status: int | None = None
+
+
+class Serving:
+    """Belongs to the main thread."""
+
+    def __init__(
+        self,
+        gathering: Gathering,
+        tunnels: Tunnels,
+        worker: Callable[[int], Worker],
+        events: Events,
+        starter: Starter,
+        restarts: Restarts,
+        *,
+        head: str,
+    ) -> None:
+        """`worker` is `Roster.worker`. `head` is our name at the workers."""
+        self._gathering = gathering
+        self._tunnels = tunnels
+        self._worker = worker
+        self._events = events
+        self._starter = starter
+        self._restarts = restarts
+        self._head = head
+        self._places: list[int] = []
+        """Of the workers that llama-server has had, in the order in which it is told of them."""
+        self._stopping = False
+
+    def run(self) -> int:
+        """llama-server's exit status; 0 where the user ended it. Raises WorkerError."""
+        try:
+            workers = self._gathering.workers()
+        except Stopped as stopped:
+            return 128 + stopped.number
+        try:
+            while True:
+                run = self._serve(workers)
+                if self._stopping:
+                    return ExitCode.OK
+                if (delay := self._after(run)) is None:
+                    assert run.status is not None
+                    return run.status if run.status >= 0 else 128 - run.status
+                self._gathering.rest(delay)
+                workers = self._gathering.workers(self._is_usable, patient=True)
+        except Stopped:
+            return ExitCode.OK
+
+    def _serve(self, workers: list[Worker]) -> _Run:
+        """One run, to its end."""
+        endpoints = ",".join(map(self._endpoint, self._in_order(workers)))
+        output = PassedOn(self._starter.start({RPC_VARIABLE: endpoints}, self._events.put), self._events.put)
+        run = _Run()
+        while run.status is None:
+            limit = None if run.deadline is None else max(0.0, run.deadline - time.monotonic())
+            event = self._gathering.next(limit)
+            if event is None:
+                log.info("llama-server has not ended by itself: it is killed")
+                self._starter.signal(signal.SIGKILL)
+                run.deadline = None
+            else:
+                self._take(run, event)
+        output.wait_for_end(LAST_LINES)
+        if run.status and not run.lost and not self._stopping:
+            self._hear_late(run)
+        return run
+
+    def _hear_late(self, run: _Run) -> None:
+        deadline = time.monotonic() + LATE_NEWS
+        while not run.lost and (event := self._gathering.next(max(0.0, deadline - time.monotonic()))) is not None:
+            self._take(run, event)
+
+    def _take(self, run: _Run, event: object) -> None:
+        """What has happened while llama-server runs."""
+        if isinstance(event, Ended):
+            if event.status is None:
+                raise WorkerError("the process that starts llama-server was ended", "the system log may tell by whom")
+            run.status = event.status
+        elif isinstance(event, Ready):
+            self._restarts.ready()
+            self._show(event)
+            systemd.notify(os.environ, systemd.READY, systemd.status(f"llama-server is ready on {event.url}"))
+        elif isinstance(event, Broke):
+            self._lose(run, self._worker(event.place).name)
+        elif isinstance(event, Change) and event.worker is not None:
+            tunnel = self._tunnels.get(event.worker.place)
+            if tunnel is not None and event.worker.silent:
+                tunnel.cut()
+        elif isinstance(event, Arrived) and event.number in ENDING:
+            self._stop(run, event)
+
+    def _lose(self, run: _Run, name: str) -> None:
+        if name in run.lost or self._stopping:
+            return
+        run.lost.append(name)
+        log.warning("%s was lost: llama-server cannot go on without it", name)
+        systemd.notify(os.environ, systemd.status(f"{name} was lost"))
+        run.deadline = run.deadline or time.monotonic() + DOOMED
+
+    def _stop(self, run: _Run, arrived: Arrived) -> None:
+        """The user wants an end; the second time at once."""
+        if self._stopping:
+            self._starter.signal(signal.SIGKILL)
+            return
+        self._stopping = True
+        systemd.notify(os.environ, systemd.STOPPING)
+        run.deadline = time.monotonic() + STOP_LIMIT
+        if not arrived.by_terminal:  # else it has had its own
+            self._starter.signal(signal.SIGTERM)
+
+    def _after(self, run: _Run) -> float | None:
+        """Seconds until the next start, None for none; said in the log."""
+        assert run.status is not None
+        delay = self._restarts.ended(run.status, lost_worker=bool(run.lost))
+        cause = f", having lost {' and '.join(run.lost)}" if run.lost else ""
+        level = logging.INFO if run.status == 0 else logging.WARNING
+        then = "" if delay is None else f"; it is started again in {delay:g} s"
+        log.log(level, "llama-server %s%s%s", tell_status(run.status), cause, then)
+        return delay
+
+    def _is_usable(self, worker: Worker) -> bool:
+        """Nobody has it, or we still do: a worker keeps a head's place for a while after its last connection."""
+        ours = worker.status.state is State.BUSY and worker.status.holder == self._head
+        return is_ready(worker) or (ours and worker.place in self._places)
+
+    def _in_order(self, workers: Collection[Worker]) -> list[Worker]:
+        """As they were, so that --tensor-split keeps its meaning; new ones last."""
+        self._places += [worker.place for worker in workers if worker.place not in self._places]
+        return sorted(workers, key=lambda worker: self._places.index(worker.place))
+
+    def _endpoint(self, worker: Worker) -> str:
+        tunnel = self._tunnels.open(worker.place)
+        log.info("%s leads to %s (%s)", tunnel.endpoint, worker.name, worker.address)
+        return tunnel.endpoint
+
+    def _show(self, ready: Ready) -> None:
+        """Where it listens, and who holds how much, to stdout: llama-server itself writes nothing there."""
+        workers = [self._worker(place) for place in self._places]
+        names = {self._tunnels.open(worker.place).endpoint: f"{worker.name} ({worker.address})" for worker in workers}
+        names[HERE] = "this machine"
+        rows = [(name, ready.buffers[place]) for place, name in names.items() if place in ready.buffers]
+        width = max((len(name) for name, _ in rows), default=0)
+        lines = [f"  {name:<{width}}  {mib:.2f} MiB of the model" for name, mib in rows]
+        print(f"llama-server is ready on {ready.url}", *lines, sep="\n", flush=True)
