@@ -6,7 +6,7 @@ import logging
 import os
 
 from app import embedded, launch, onefile, payload, server_args
-from app.backends.start import Starter
+from app.backends.start import Arranger
 from app.errors import usage_error
 from app.options import LlamaCppRpcOptions
 
@@ -31,9 +31,13 @@ def run(options: LlamaCppRpcOptions, extra: list[str] | None) -> int:
     if "--help" in checked.given:
         assets = payload.ensure(carried, options.backend_assets_path, os.environ)
         launch.become(launch.server_command(assets, arguments, os.environ), [assets.fd])
-    starter = Starter(carried, options, arguments, checked.devices, os.environ)
+    arranger = Arranger(
+        carried, arguments, checked.devices, os.environ,
+        assets_path=options.backend_assets_path, backend_dir=options.backend_dir,
+        require_gpu=options.require_gpu,
+    )  # fmt: skip
     server_args.check_port(checked.host, checked.port)
-    start = starter.prepare()
+    start = arranger.prepare()
     for device in start.plan.served:
         log.info("serving %s: %s", device.name, device.description)
     launch.become(start.command, start.held)

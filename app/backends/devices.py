@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from app import embedded, payload
 from app.backends.findings import Device, Findings
 from app.backends.policy import Plan
-from app.backends.start import Starter
+from app.backends.start import Arranger
 from app.console import Table, print_plain
 from app.errors import ExitCode, WorkerError
 from app.options import DevicesOptions
@@ -21,12 +21,14 @@ _HEADINGS = ("BACKEND", "NAME", "DESCRIPTION", "MEMORY", "DRIVER", "SERVED")
 def run(options: DevicesOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
     """`worker devices`: always a new look, which later starts remember."""
     carried = embedded.payload()
-    starter = Starter(carried, options, [], (), os.environ)
+    arranger = Arranger(
+        carried, [], (), os.environ, assets_path=options.backend_assets_path, backend_dir=options.backend_dir
+    )
     assets = payload.ensure(carried, options.backend_assets_path, os.environ)
-    found = starter.look(assets, anew=True)
+    found = arranger.look(assets, anew=True)
     if found is None:
         raise WorkerError("the devices cannot be told", "start with --log-level debug to see why")
-    chosen = starter.plan(found)
+    chosen = arranger.plan(found)
     hidden = (one.device for one in chosen.skipped if one.device not in found.devices)
     devices = [*found.devices, *hidden]
     if options.json:

@@ -18,7 +18,6 @@ from app.backends.policy import Plan, Wishes
 from app.embedded import Payload
 from app.errors import WorkerError
 from app.launch import ServerCommand
-from app.options import DevicesOptions, LlamaCppRpcOptions, P2pOptions
 from app.payload import PROBE, SERVER, Assets
 
 _VISIBLE = "GGML_VK_VISIBLE_DEVICES"
@@ -35,28 +34,33 @@ class Start(NamedTuple):
     plan: Plan
 
 
-class Starter:
+class Arranger:
     """Prepares starts of the server, one after the other; says what it decided when that is new."""
 
     def __init__(
         self,
         carried: Payload,
-        options: LlamaCppRpcOptions | P2pOptions | DevicesOptions,
         arguments: list[str],
         devices: tuple[str, ...],
         environ: Mapping[str, str],
+        *,
+        assets_path: str | None,
+        backend_dir: str | None = None,
+        require_gpu: bool = False,
+        insist: bool = False,
     ) -> None:
-        """`arguments` are the server's, `devices` those that they name. Raises `WorkerError`: unsafe own backends."""
+        """`arguments` are the server's, `devices` those that they name; the rest is what the user wants.
+
+        `insist`: name the devices to the server. In p2p mode a sandbox stands between it and the driver, and is
+        lifted when the server ends at once. Raises `WorkerError`: unsafe own backends.
+        """
         self._carried = carried
-        self._assets_path = options.backend_assets_path
+        self._assets_path = assets_path
         self._arguments = arguments
         self._environ = environ
-        self._own = _own_backends(options.backend_dir)
+        self._own = _own_backends(backend_dir)
         visible = launch.user_environment(environ).get(_VISIBLE)
-        required = not isinstance(options, DevicesOptions) and options.require_gpu
-        # In p2p mode a sandbox stands between the server and the driver, and is lifted when the server ends at once.
-        insist = isinstance(options, P2pOptions)
-        self._wishes = Wishes(devices, visible, required, insist)
+        self._wishes = Wishes(devices, visible, require_gpu, insist)
         self._said: Plan | None = None
         self._kept: tuple[Path, str] | None = None
 

@@ -49,7 +49,11 @@ def serve(options: ServeOptions, extra: list[str] | None) -> int:
         ):
             gathering = Gathering(options, roster, events, client)
             restarts = Restarts(not options.no_restart, time.monotonic)
-            return Serving(gathering, tunnels, roster.worker, events, starter, restarts, head=head.name).run()
+            serving = Serving(
+                gathering, tunnels, roster.worker, events, starter, restarts,
+                head=head.name, check=programs.refuse_foreign_backends,
+            )  # fmt: skip
+            return serving.run()
 
 
 def bench(options: BenchOptions, extra: list[str] | None) -> int:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import embedded
-from app.backends.start import Starter
+from app.backends.start import Arranger
 from app.embedded import Payload
 from app.errors import WorkerError
-from app.options import DevicesOptions
 
 _DIRECTORY = "backend-assets/util"
 
@@ -41,8 +40,8 @@ def prepare(name: str, environ: Mapping[str, str], assets_path: str | None) -> P
 def arrange(worker: Payload, head: Payload, name: str, environ: Mapping[str, str], assets_path: str | None) -> Program:
     """`prepare`, with the two carried parts given."""
     refuse_foreign_backends()
-    starter = Starter(worker, DevicesOptions(backend_assets_path=assets_path), [], (), environ)
-    start = starter.prepare_other(head, f"{_DIRECTORY}/{name}")
+    arranger = Arranger(worker, [], (), environ, assets_path=assets_path)
+    start = arranger.prepare_other(head, f"{_DIRECTORY}/{name}")
     return Program(Path(start.command.argv[0]), start.command.env, start.held)
 
 

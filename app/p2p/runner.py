@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app import server_args
-from app.backends.start import Start, Starter
+from app.backends.start import Arranger, Start
 from app.embedded import Payload
 from app.errors import usage_error
 from app.launch import ServerCommand
@@ -41,8 +41,12 @@ def runner_of(options: P2pOptions, arguments: list[str], carried: Payload, envir
     devices = _check_arguments(arguments, carried)
     if options.no_runner:
         return None
-    starter = Starter(carried, options, arguments, devices, environ)
-    return Runner(_holding(starter), rpc.probe, starter.forget, CRASHING_ADVICE)
+    arranger = Arranger(
+        carried, arguments, devices, environ,
+        assets_path=options.backend_assets_path, backend_dir=options.backend_dir,
+        require_gpu=options.require_gpu, insist=True,
+    )  # fmt: skip
+    return Runner(_holding(arranger), rpc.probe, arranger.forget, CRASHING_ADVICE)
 
 
 def _check_arguments(arguments: list[str], carried: Payload) -> tuple[str, ...]:
@@ -59,12 +63,12 @@ def _check_address(given: Collection[str]) -> None:
         raise usage_error("rpc-server's address is not to be chosen here", "heads reach it through --listen ADDR:PORT")
 
 
-def _holding(starter: Starter) -> Callable[[], ServerCommand]:
+def _holding(arranger: Arranger) -> Callable[[], ServerCommand]:
     """Prepares a start, and keeps its files from being pruned until the next one is prepared."""
     kept: list[Start] = []
 
     def prepare() -> ServerCommand:
-        kept.append(starter.prepare())
+        kept.append(arranger.prepare())
         if len(kept) > 1:
             for fd in kept.pop(0).held:
                 os.close(fd)

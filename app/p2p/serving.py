@@ -67,8 +67,9 @@ class Serving:
         restarts: Restarts,
         *,
         head: str,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`worker` is `Roster.worker`. `head` is our name at the workers."""
+        """`worker` is `Roster.worker`. `head` is our name at the workers. `check` raises where no start may be made."""
         self._gathering = gathering
         self._tunnels = tunnels
         self._worker = worker
@@ -76,6 +77,7 @@ class Serving:
         self._starter = starter
         self._restarts = restarts
         self._head = head
+        self._check = check
         self._places: list[int] = []
         """Of the workers that llama-server has had, in the order in which it is told of them."""
         self._stopping = False
@@ -101,6 +103,7 @@ class Serving:
 
     def _serve(self, workers: list[Worker]) -> _Run:
         """One run, to its end."""
+        self._check()
         endpoints = ",".join(map(self._endpoint, self._in_order(workers)))
         output = PassedOn(self._starter.start({RPC_VARIABLE: endpoints}, self._events.put), self._events.put)
         run = _Run()

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from app.backends import probe
-from app.backends.start import Start, Starter
+from app.backends.start import Arranger, Start
 from app.embedded import Payload
 from app.errors import WorkerError
-from app.options import LlamaCppRpcOptions
 from tests.backends.conftest import Probed
 from tests.conftest import MakePayload
 
@@ -22,16 +21,16 @@ SOFTWARE = [
 ]
 
 
-def starter(
+def arranger(
     payload: Payload, base: Path, *devices: str, env: dict[str, str] | None = None, **options: object
-) -> Starter:
-    given = LlamaCppRpcOptions(backend_assets_path=str(base), **options)  # type: ignore[arg-type]
+) -> Arranger:
     arguments = ["--device", ",".join(devices)] if devices else []
-    return Starter(payload, given, arguments, devices, {**os.environ, **(env or {})})
+    environ = {**os.environ, **(env or {})}
+    return Arranger(payload, arguments, devices, environ, assets_path=str(base), **options)  # type: ignore[arg-type]
 
 
 def prepare(payload: Payload, base: Path, *devices: str, env: dict[str, str] | None = None, **options: object) -> Start:
-    return starter(payload, base, *devices, env=env, **options).prepare()
+    return arranger(payload, base, *devices, env=env, **options).prepare()
 
 
 def test_where_all_is_well_the_server_starts_from_its_own_directory(probed: Probed, base: Path) -> None:
@@ -80,7 +79,7 @@ def test_a_library_that_was_missing_may_have_been_put_beside(probed: Probed, bas
 
 
 def test_after_a_start_in_vain_it_looks_anew(probed: Probed, base: Path, probe_log: Path) -> None:
-    keeper = starter(probed(), base)
+    keeper = arranger(probed(), base)
     keeper.prepare()
     runs = probe_log.read_text()
     keeper.forget()
@@ -101,7 +100,7 @@ def test_a_gpu_that_failed_its_trial_is_tried_again_at_the_next_start(
 def test_what_crashes_is_left_out_and_said_so_once(
     probed: Probed, base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = starter(probed(cuda="crash"), base)
+    keeper = arranger(probed(cuda="crash"), base)
     start = keeper.prepare()
     assert sorted(path.name for path in start.command.cwd.iterdir()) == ["libggml-cpu-x64.so", "llama-cpp-rpc-server"]
     assert start.command.argv[0] == str(start.command.cwd / "llama-cpp-rpc-server")

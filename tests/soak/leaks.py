@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-MORE_MEMORY = 20
-"""MiB that a process may have grown by: an allocator does not give everything back."""
+MORE_MEMORY = 8
+"""MiB that a process may have grown by since it was warm: what leaks goes on growing."""
 DIALLING_THREADS = 8
 """A head makes them when it first needs them, and keeps them (`dialer.MAX_DIALS`)."""
 
