@@ -124,7 +124,7 @@ def test_it_says_where_it_listens_and_who_holds_how_much(bench: Bench, one: Fake
             f"  box-1 ({one.address})  100.50 MiB of the model",
             f"  {'this machine':<{width}}  0.13 MiB of the model",
         ]
-        assert any("CPU_Mapped model buffer size" in line for line in head.err), "its log is the user's"
+        eventually(lambda: any("CPU_Mapped model buffer size" in line for line in head.err))  # its log is the user's
         head.send(signal.SIGTERM)
         assert head.wait() == 0
         [[pid, *_]] = bench.starts
