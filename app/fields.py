@@ -53,7 +53,7 @@ def switch(*flags: str, help: str, env: Sequence[str] = ()) -> Any:
 
 
 def port(text: str) -> int:
-    """A TCP port; raises `ValueError`, like the next two."""
+    """A TCP port; raises `ValueError`, like the next three."""
     number = int(text)
     if not 1 <= number <= 65535:
         raise ValueError

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """An rpc-server, or its probe, ready to be started: what `execve` wants, and the working directory."""
+    """An rpc-server, or another program, ready to be started: what `execve` wants, and the working directory."""
 
     argv: list[str]
     env: dict[str, str]
@@ -80,7 +80,7 @@ def server_command(
 ) -> ServerCommand:
     """How to start the server of `assets` with `arguments`, from the environment we were started in.
 
-    `program` is a copy of the server, or its probe. `libraries` are directories for the very end of the library path.
+    `program`: another one, or a copy, in its place. `libraries` are directories for the very end of the library path.
     """
     program = program or assets.server
     env = server_environment(environ)
@@ -99,6 +99,13 @@ def bind_to_parent() -> None:
     """In the process that is about to exec: die with the parent, and leave no core file."""
     die_with_parent()
     leave_no_core()
+
+
+def bind_to(parent: int) -> None:
+    """The same for a child of `parent`, which may be dead already: then this process ends at once."""
+    bind_to_parent()
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def leave_no_core() -> None:

@@ -41,14 +41,14 @@ def extract(manifest: Manifest, read_segment: Callable[[int], bytes], fd: int) -
         os.mkdir(directory, 0o700, dir_fd=fd)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     places: list[tuple[int, int, int]] = []  # where a file begins and ends in the whole, and its descriptor
-    start = 0
+    size = 0
     try:
         for path, entry in sorted(manifest.files.items()):
             file = os.open(path, flags, entry.mode, dir_fd=fd)
-            places.append((start, start + entry.size, file))
+            places.append((size, size + entry.size, file))
             os.fchmod(file, entry.mode)  # whatever the umask is
-            start += entry.size
-        parallel.run(partial(_write, read_segment, number, start, places) for number in range(count(manifest)))
+            size += entry.size
+        parallel.run(partial(_write, read_segment, number, size, places) for number in range(count(manifest)))
     finally:
         for _, _, file in places:
             os.close(file)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-CPU = "CPU"
 CRASHED, HUNG, WRONG = "crashed", "hung", "wrong"
 """States of a library that must not be beside the server."""
 HARMFUL = (CRASHED, HUNG, WRONG)
-
 
 _TYPES = {"total": int, "free": int, "number": int, "suitable": bool, "carried_loader": bool, "devices": tuple}
 """Of the fields that are no text."""

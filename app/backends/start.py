@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """A server ready to be started, while the descriptors that keep its files from being pruned are open."""
+    """A carried program ready to be started, while the descriptors that keep its files from being pruned are open."""
 
     command: ServerCommand
     held: tuple[int, ...]

@@ -34,8 +34,8 @@ def add(options: CacheAddOptions, extra: list[str] | None) -> int:  # noqa: ARG0
 
     assets = payload.ensure(embedded.payload(), options.backend_assets_path, os.environ)
     with opened(assets.fd), adding(directory):
-        limits = (options.max_size, max(0, spare_room(directory)))
-        added = tool.add(assets, directory, models, limits, os.environ, _progress())
+        room = max(0, spare_room(directory))
+        added = tool.add(assets, directory, models, options.max_size, room, os.environ, _progress())
         if gone := shrink(directory, options.max_size):  # what was just added or found is the youngest
             log.info("%d file(s) that were not used for longest were removed", len(gone))
     if options.json:

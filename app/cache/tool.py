@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,16 +55,17 @@ def add(
     assets: Assets,
     directory: Path,
     models: Sequence[Path],
-    limits: tuple[int, int],
+    max_size: int,
+    room: int,
     environ: Mapping[str, str],
     progress: Callable[[int, int], None],
 ) -> Added:
-    """Fill `directory` with the tensors of `models`. `limits`: bytes that models may have in it, and that it may grow.
+    """Fill `directory` with the tensors of `models`. `max_size`: bytes that they may have; `room`: that may be written.
 
     `progress` is told how many bytes are done, of how many. Raises `WorkerError`.
     """
     sizes, tensors, done = (0, 0), [], 0
-    for event in _run(assets, ["add", str(directory), *map(str, limits), *map(str, models)], environ):
+    for event in _run(assets, ["add", str(directory), str(max_size), str(room), *map(str, models)], environ):
         if "tensor" in event:
             tensors.append(Tensor(event["tensor"], event["bytes"], event["hash"], event["state"] == "added"))
             done += event["bytes"]
@@ -85,7 +87,7 @@ def verify(
 def whole(
     carried: Payload, assets_path: str | None, environ: Mapping[str, str], directory: Path, names: Iterable[str]
 ) -> set[str]:
-    """Those of `names` whose content is what they say; only these where it cannot be found out. Raises nothing."""
+    """Those of `names` whose content is what they say; when not all can be checked, those that were. Raises nothing."""
     found: set[str] = set()
     try:
         assets = payload.ensure(carried, assets_path, environ)
@@ -114,6 +116,7 @@ def _run(
             raise WorkerError(f"cannot start worker-cache: {(error.strerror or str(error)).lower()}") from None
         assert process.stdout is not None
         late = threading.Timer(limit, process.kill) if limit else None
+        began = time.monotonic()
         if late is not None:
             late.daemon = True
             late.start()
@@ -136,6 +139,8 @@ def _run(
             log.debug("worker-cache: %s", os.fsdecode(line).rstrip())
     if "error" in event:
         raise WorkerError(event["error"], event["hint"])
+    if "end" not in event and limit is not None and time.monotonic() - began >= limit:
+        raise WorkerError(f"it took longer than {limit:g} s")
     if "end" not in event:
         what = f" while it read {reading}" if reading else ""
         raise WorkerError(
@@ -147,6 +152,6 @@ def _run(
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         event = json.loads(line.decode(errors="replace"))
-    except ValueError:  # the last line of one that died
+    except (ValueError, RecursionError):  # the last line of one that died
         return {}
     return event if isinstance(event, dict) else {}

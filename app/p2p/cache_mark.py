@@ -17,7 +17,8 @@ from pathlib import Path
 
 from app.cache.directory import ENTRY, found
 
-_MARK = re.compile(r"\.worker-[0-9a-f]{16}")
+_MARK = re.compile(r"\.worker-[0-9a-f]{16}(\.new)?")
+"""One that is still being made, and so not locked yet, is swept at worst: its worker then goes without."""
 _MAX_MARK = 1 << 20
 """Bytes of a mark, some 60,000 tensors; a larger one vouches for nothing."""
 _MAX_MARKS = 64

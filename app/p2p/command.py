@@ -14,8 +14,10 @@ from app.errors import WorkerError
 from app.p2p.signals import Arrived
 from app.parent import die_with_parent
 
-RPC_VARIABLES = ("LLAMA_ARG_RPC", "LLAMACPP_GRPC_SERVERS")
-"""What llama.cpp's own programs and LocalAI read; llama-bench reads neither, hence `{rpc}`."""
+RPC_VARIABLE = "LLAMA_ARG_RPC"
+"""The `--rpc` of llama.cpp's own programs."""
+RPC_VARIABLES = (RPC_VARIABLE, "LLAMACPP_GRPC_SERVERS")
+"""The second is LocalAI's; llama-bench reads neither, hence `{rpc}`."""
 PLACEHOLDER = "{rpc}"
 _PIPE_BLOCK = 4096
 

@@ -18,7 +18,7 @@ has gone, and one that computes for long is not ours to kill."""
 STOP_LIMIT = 1.0
 """Seconds that `stop` waits for a look to end."""
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class ExternalServer:
@@ -49,7 +49,7 @@ class ExternalServer:
 
     def start(self) -> None:
         """Look for the server until it is there."""
-        logger.info("You need to start llama-cpp-rpc-server on '%s:%d'", *self._address)
+        log.info("You need to start llama-cpp-rpc-server on '%s:%d'", *self._address)
         self._lost.set()
         self._thread.start()
 

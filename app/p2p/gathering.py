@@ -16,7 +16,7 @@ from app.p2p.frames import Hello, State
 from app.p2p.listing import Chronicle, state
 from app.p2p.roster import Change, News, Roster, Worker
 from app.p2p.search import not_found, refused
-from app.p2p.signals import ENDING, Arrived
+from app.p2p.signals import Arrived
 
 QUIET = 1.5
 """Seconds without a new worker after which those that are there are all, when no number was given."""
@@ -129,7 +129,7 @@ class Gathering:
         """Wait for events, and log all that have come. Raises Stopped."""
         while (event := self.next(timeout)) is not None:
             timeout = 0.0
-            if isinstance(event, Arrived) and event.number in ENDING:
+            if isinstance(event, Arrived) and event.ends:
                 raise Stopped(event.number)
 
     def _odd(self, there: Sequence[Worker]) -> list[Worker]:

@@ -111,4 +111,4 @@ def _watch_as_json(roster: Roster, events: Events) -> None:
 
 
 def _ends(event: object) -> bool:
-    return isinstance(event, Arrived) and event.number in signals.ENDING
+    return isinstance(event, Arrived) and event.ends

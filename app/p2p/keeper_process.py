@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from app.launch import bind_to_parent
+from app.launch import bind_to
 from app.p2p import layers, namespace
 from app.p2p.landlock import Access, Ruleset
 from app.p2p.libc import call
@@ -82,7 +82,7 @@ def run(control: socket.socket, has_network: bool, launcher: int) -> NoReturn:
     """
     status = 1
     try:
-        _tie_to(launcher)
+        bind_to(launcher)
         _settle(control)
         try:
             if has_network:
@@ -102,14 +102,7 @@ def run(control: socket.socket, has_network: bool, launcher: int) -> NoReturn:
 def _become_a_server(keeper: int, start: Start, ruleset: Ruleset | None) -> None:
     if start.shut_in:
         layers.put_on(ruleset, start.calls)
-    _tie_to(keeper)
-
-
-def _tie_to(parent: int) -> None:
-    """Die with `parent`, also when it is dead already."""
-    bind_to_parent()
-    if os.getppid() != parent:
-        os._exit(1)
+    bind_to(keeper)
 
 
 def _settle(control: socket.socket) -> None:

@@ -11,8 +11,7 @@ from app import embedded
 from app.backends.start import Arranger
 from app.embedded import Payload
 from app.errors import WorkerError
-
-_DIRECTORY = "backend-assets/util"
+from app.payload import SERVER
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def arrange(worker: Payload, head: Payload, name: str, environ: Mapping[str, str
     """`prepare`, with the two carried parts given."""
     refuse_foreign_backends()
     arranger = Arranger(worker, [], (), environ, assets_path=assets_path)
-    start = arranger.prepare_other(head, f"{_DIRECTORY}/{name}")
+    start = arranger.prepare_other(head, str(Path(SERVER).with_name(name)))
     return Program(Path(start.command.argv[0]), start.command.env, start.held)
 
 

@@ -29,7 +29,6 @@ LOOK_INTERVAL = 2.0
 """Seconds between looks whether the disk has room left, while the server runs."""
 _CLOSE_LIMIT = 1.0
 """Seconds to wait for a check that is going on when the worker ends; the next start takes it up."""
-
 _TOGETHER = 1.0
 """Seconds within which it is not certain which of two files was written first."""
 
@@ -66,7 +65,7 @@ class ServerCache:
                 make_private(directory)
                 shrink(directory, self._max_size)  # first: it bounds what has to be hashed
                 self._sweep(directory)
-                self._trusted = _entries(directory)
+                self._trusted = _names(directory)
                 self._directory = directory
                 threading.Thread(target=self._watch, args=(directory,), name="cache", daemon=True).start()
             self._discard(directory, self._trusted)
@@ -85,7 +84,7 @@ class ServerCache:
             if self._short or room(directory) < LITTLE:
                 self._discard(directory, self._trusted)
             else:
-                self._trusted = _entries(directory)
+                self._trusted = _names(directory)
             self._short = False
             self._shrink(directory)
 
@@ -98,7 +97,7 @@ class ServerCache:
             directory = self._directory
             with _warned(directory):
                 _remove(directory, self._last_written(directory))
-                if _entries(directory) <= self._trusted:
+                if _names(directory) <= self._trusted:
                     _remove(directory, [self._mark_name])
             self._busy.release()
         if self._mark is not None:
@@ -133,7 +132,7 @@ class ServerCache:
 
     def _forget_removed(self, directory: Path) -> None:
         """What is gone, whoever removed it, may be written again, and in part."""
-        self._trusted &= _entries(directory)
+        self._trusted &= _names(directory)
         if self._mark is not None and not self._marked <= self._trusted:
             self._marked &= self._trusted
             old, self._mark = self._mark, cache_mark.make(directory, self._mark_name, self._marked)
@@ -163,7 +162,7 @@ class ServerCache:
         return removed == len(rejected)
 
 
-def _entries(directory: Path) -> set[str]:
+def _names(directory: Path) -> set[str]:
     return {entry.name for entry in found(directory, ENTRY)}
 
 

@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from app.errors import ExitCode, WorkerError
 from app.launch import tell_status
 from app.p2p import systemd
+from app.p2p.command import RPC_VARIABLE
 from app.p2p.frames import State
 from app.p2p.gathering import Events, Gathering, Stopped, is_ready
 from app.p2p.restarts import Restarts
 from app.p2p.roster import Change, Worker
 from app.p2p.server_log import HERE, PassedOn, Ready
-from app.p2p.signals import ENDING, Arrived
+from app.p2p.signals import Arrived
 from app.p2p.starter import Ended, Starter
 from app.p2p.tunnel import Tunnels
 
-RPC_VARIABLE = "LLAMA_ARG_RPC"
-"""llama-server's `--rpc`."""
 DOOMED = 3.0
 """Seconds in which llama-server ends by itself once a worker is lost; an idle one does not notice, and can answer
 nothing more."""
@@ -30,7 +29,7 @@ STOP_LIMIT = 10.0
 """Seconds that llama-server has to finish after SIGTERM."""
 LATE_NEWS = 1.0
 """Seconds in which it turns out whether a worker was lost, when llama-server was faster to end than we to hear."""
-LAST_LINES = 2.0
+OUTPUT_LIMIT = 2.0
 """Seconds for the end of its log to come through the pipe."""
 
 log = logging.getLogger(__name__)
@@ -86,9 +85,6 @@ class Serving:
         """llama-server's exit status; 0 where the user ended it. Raises WorkerError."""
         try:
             workers = self._gathering.workers()
-        except Stopped as stopped:
-            return 128 + stopped.number
-        try:
             while True:
                 run = self._serve(workers)
                 if self._stopping:
@@ -116,7 +112,7 @@ class Serving:
                 run.deadline = None
             else:
                 self._take(run, event)
-        output.wait_for_end(LAST_LINES)
+        output.wait_for_end(OUTPUT_LIMIT)
         if run.status and not run.lost and not self._stopping:
             self._hear_late(run)
         return run
@@ -142,7 +138,7 @@ class Serving:
             tunnel = self._tunnels.get(event.worker.place)
             if tunnel is not None and event.worker.silent:
                 tunnel.cut()
-        elif isinstance(event, Arrived) and event.number in ENDING:
+        elif isinstance(event, Arrived) and event.ends:
             self._stop(run, event)
 
     def _lose(self, run: _Run, name: str) -> None:

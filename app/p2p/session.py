@@ -17,7 +17,7 @@ from app.p2p.frames import State
 from app.p2p.gathering import Events, Gathering, Stopped
 from app.p2p.listing import Traffics, TunnelView
 from app.p2p.roster import Change, Roster, Worker
-from app.p2p.signals import ENDING, Arrived
+from app.p2p.signals import Arrived
 from app.p2p.tunnel import Tunnels
 
 REDRAW = 1.0
@@ -84,7 +84,7 @@ class Session:
                 if self._command is not None and (status := self._command.status()) is not None:
                     return status
                 event = self._gathering.next(REDRAW if self._draws else None)
-                if isinstance(event, Arrived) and event.number in ENDING:
+                if isinstance(event, Arrived) and event.ends:
                     if self._command is None:
                         return ExitCode.OK
                     self._command.pass_on(event)
@@ -107,7 +107,7 @@ class Session:
                     worker.status.rpc,
                     self._version,
                 )
-        elif tunnel is None:
+        elif tunnel is None and self._client is None:  # a carried program has its own and asks for no more
             self._open(worker)
             if self._options.workers is None and not self._told_how_to_add:
                 self._told_how_to_add = True

@@ -23,6 +23,11 @@ class Arrived:
     by_terminal: bool
     """A key, or a line that hung up: the kernel has told the whole foreground, our command included."""
 
+    @property
+    def ends(self) -> bool:
+        """Whether the user wants an end."""
+        return self.number in ENDING
+
 
 def block() -> set[signal.Signals]:
     """Hold back the signals that `listen` then waits for; the mask as it was.

@@ -24,7 +24,7 @@ from threading import Thread
 from typing import NoReturn
 
 from app.errors import WorkerError
-from app.launch import bind_to_parent
+from app.launch import bind_to
 
 START_LIMIT = 30.0
 """Seconds from the request to the program's exec: a fork, and the reading of a file that a busy disk has."""
@@ -106,7 +106,7 @@ def _run(
     """Be the starter, in the child of a fork. The signals that end the launcher stay blocked: it ends us."""
     status = 1
     try:
-        _tie_to(launcher)
+        bind_to(launcher)
         gc.freeze()  # an object of the launcher collected here would close a descriptor that is ours by then
         with control:
             _serve(control, argv, env, mask)
@@ -143,12 +143,5 @@ def _serve(control: socket.socket, argv: list[str], env: Mapping[str, str], mask
 
 def _become(starter: int, mask: Iterable[signal.Signals]) -> None:
     """In the child, before its exec."""
-    _tie_to(starter)
+    bind_to(starter)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _tie_to(parent: int) -> None:
-    """Die with `parent`, also when it is dead already."""
-    bind_to_parent()
-    if os.getppid() != parent:
-        os._exit(1)

@@ -40,7 +40,7 @@ STOP_LIMIT = 5.0
 
 CRASHING_ADVICE = "look at its arguments, and give it longer with --start-timeout if it is slow"
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Supervisor:
             if probe is None:
                 return False
         except TimeoutError as error:
-            logger.warning("rpc-server %s after a client had gone; it is started again", error)
+            log.warning("rpc-server %s after a client had gone; it is started again", error)
             self._hung = child
             self._change(Down(f"rpc-server {error} after a client had gone"), only_after=state)
             with suppress(KeeperLost):
@@ -173,7 +173,7 @@ class Supervisor:
                 Failed(WorkerError(str(error), "start the worker again; the system log may tell who killed it"))
             )
         except Exception as error:  # a thread that ends unseen would leave a worker that never answers
-            logger.exception("the supervisor broke")
+            log.exception("the supervisor broke")
             self._change(Failed(WorkerError(f"the supervisor broke: {error}", "report this, with the log")))
 
     def _keep_running(self) -> None:
@@ -193,7 +193,7 @@ class Supervisor:
                 raise _crashing(end, self._advice)
             if end.answered is not None and end.answered >= STEADY:
                 delay = FIRST_DELAY
-            logger.warning("rpc-server %s; it is started again in %g s", end.how, delay)
+            log.warning("rpc-server %s; it is started again in %g s", end.how, delay)
             self._pause(delay)
             delay = min(2 * delay, MAX_DELAY)
 

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Mapping
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
@@ -35,6 +35,6 @@ def notify(environ: Mapping[str, str], *lines: str) -> bool:
             speaker.settimeout(_SEND_LIMIT)
             speaker.sendto("\n".join(lines).encode(), address)
     except OSError as error:
-        logger.debug("systemd was not told %s: %s", lines, error)
+        log.debug("systemd was not told %s: %s", lines, error)
         return False
     return True

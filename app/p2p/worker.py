@@ -153,7 +153,7 @@ def _follow(events: SimpleQueue[ServerState | Arrived], announcer: Announcer, ca
     while True:
         event = events.get()
         if isinstance(event, Arrived):
-            if event.number in signals.ENDING:
+            if event.ends:
                 return
             continue
         if isinstance(event, Failed):

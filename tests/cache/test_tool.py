@@ -25,7 +25,7 @@ TWELVE = 12 << 20
 
 
 def add(assets: Assets, directory: Path, *models: Path, limits: tuple[int, int] = (PLENTY, PLENTY)) -> Added:
-    return tool.add(assets, directory, models, limits, os.environ, lambda _done, _of: None)
+    return tool.add(assets, directory, models, *limits, os.environ, lambda _done, _of: None)
 
 
 def states(assets: Assets, directory: Path) -> dict[str, bool]:

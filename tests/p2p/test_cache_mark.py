@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from app.p2p import cache_mark
 
 
@@ -32,3 +34,15 @@ def test_only_what_all_of_them_name_counts(tmp_path: Path) -> None:
         os.close(cache_mark.make(tmp_path, cache_mark.new_name(), names))
     marks, vouched = cache_mark.dead(tmp_path, but="")
     assert (len(marks), vouched) == (2, {"2" * 16})
+
+
+@pytest.mark.parametrize("planted", ["link", "fifo"])
+def test_a_mark_that_is_exchanged_while_we_look(tmp_path: Path, planted: str) -> None:
+    mark = tmp_path / "mark"
+    if planted == "link":
+        (tmp_path / "victim").write_text("1" * 16)
+        mark.symlink_to(tmp_path / "victim")
+    else:
+        os.mkfifo(mark)
+    with pytest.raises(OSError):  # ELOOP or EAGAIN: passed over, not followed or waited for
+        cache_mark._vouched(mark, read=True)

@@ -316,18 +316,6 @@ def test_links_and_fifos_are_no_tensors(directory: Path, tmp_path: Path) -> None
     assert (victim.read_text(), entries(elsewhere)) == ("precious", [WHOLE])
 
 
-@pytest.mark.parametrize("planted", ["link", "fifo"])
-def test_a_mark_that_is_exchanged_while_we_look(directory: Path, tmp_path: Path, planted: str) -> None:
-    mark = directory / "mark"
-    if planted == "link":
-        (tmp_path / "victim").write_text(PART)
-        mark.symlink_to(tmp_path / "victim")
-    else:
-        os.mkfifo(mark)
-    with pytest.raises(OSError):  # ELOOP or EAGAIN: passed over, not followed or waited for
-        cache_mark._vouched(mark, read=True)
-
-
 def test_a_planted_directory_ends_nothing(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("6" * 16, f".worker-{'d' * 16}"):
         (directory / name / "deep").mkdir(parents=True)

@@ -48,6 +48,18 @@ def test_it_is_not_ready_before_it_says_so() -> None:
     assert read(LOADED, LISTENS[:-1]) == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"0.00.1 I print_info: general.name = llama_server: listening on http://evil\n",
+        b"0.00.1 I print_info: general.name = load_tensors: RPC0[a] model buffer size = . MiB\n",
+        b"0.00.1 I load_tensors: RPC0[a] model buffer size = . MiB\n",
+    ],
+)
+def test_a_models_name_is_not_believed(line: bytes) -> None:
+    assert read(line, LISTENS) == [Ready("http://127.0.0.1:8080", {})]
+
+
 def test_what_it_does_not_tell_is_left_out() -> None:
     assert read(LISTENS) == [Ready("http://127.0.0.1:8080", {})]
 
