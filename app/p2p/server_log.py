@@ -20,7 +20,7 @@ _STDERR = 2
 
 # llama.cpp: `load_tensors` in src/llama-model.cpp, "RPC" in ggml-rpc.cpp, `llama_server` in tools/server/server.cpp.
 # What stands before them (time, level, part, colours) is a matter of flags; a model's name is not to be taken for them.
-_BEGIN = rb"^(?:\x1b\[[0-9;]*m|[0-9.]+|[A-Z]|srv| )*"
+_BEGIN = rb"^(?:\x1b\[[0-9;]*m|[0-9.]|[A-Z]|srv| )*"
 _BUFFER = re.compile(_BEGIN + rb"load_tensors: +(\S+) model buffer size = +([0-9]+\.[0-9]+) MiB$")
 _REMOTE = re.compile(r"RPC\d+\[(.+)\]")
 _LISTENING = re.compile(_BEGIN + rb"llama_server: listening on (\S+?)(?:\x1b\[0m)?$")

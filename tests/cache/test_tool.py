@@ -175,7 +175,7 @@ def test_a_check_has_its_time(directory: Path, tmp_path: Path) -> None:
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\nexec sleep 99\n")
     program.chmod(0o700)
-    with pytest.raises(WorkerError, match="killed by SIGKILL"):
+    with pytest.raises(WorkerError, match=r"took longer than 0\.2 s"):
         list(tool.verify(Assets(tmp_path, tmp_path, -1), directory, ["a"], os.environ, 0.2))
 
 
