@@ -51,12 +51,15 @@ def open_private(path: Path, *, create: bool) -> int:
     return fd
 
 
-def check_owner(status: os.stat_result, path: Path) -> None:
-    """Raise `UnsafeDirectory` unless `path` belongs to us or root and nobody else may write to it."""
+def check_owner(status: os.stat_result, path: Path, *, sticky: bool = True) -> None:
+    """Raise `UnsafeDirectory` unless `path` belongs to us or root and nobody else may write to it.
+
+    Others may add to a root-owned sticky directory, but not change what is ours there; `sticky`: whether that will do.
+    """
     if status.st_uid not in (0, os.geteuid()):
         raise UnsafeDirectory(f"{path} belongs to another user (uid {status.st_uid})", _elsewhere(path))
-    sticky_of_root = status.st_uid == 0 and status.st_mode & stat.S_ISVTX
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky_of_root:
+    excepted = sticky and status.st_uid == 0 and status.st_mode & stat.S_ISVTX
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not excepted:
         raise UnsafeDirectory(f"{path} can be written by other users", f"chmod go-w {path}, or {_elsewhere(path)}")
 
 

@@ -6,6 +6,7 @@ a new hash here rather than by an upgrade of the building machine.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
 import shutil
@@ -61,15 +62,20 @@ def _fetch() -> Path:
 
 def extract(archives: Path, target: Path) -> None:
     """Write both libraries into `target` out of the wheel in `archives`; ends the build if there is none."""
-    wheels = sorted(archives.glob(f"psycopg_binary-*_{platform.machine()}.whl"))
+    allowed = set(re.findall(r"sha256:([0-9a-f]{64})", LOCKS["openssl"].read_text()))
+    wheels = [
+        wheel
+        for wheel in archives.glob(f"psycopg_binary-*_{platform.machine()}.whl")
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() in allowed
+    ]
     if not wheels:
-        fail(f"{archives} holds no psycopg_binary wheel", "fill it with `python3 build.py fetch DIR`")
+        fail(f"{archives} holds no wheel that {LOCKS['openssl'].name} names", "`python3 build.py fetch DIR` fills it")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    with zipfile.ZipFile(wheels[-1]) as wheel:
+    with zipfile.ZipFile(wheels[0]) as wheel:
         found = {name: match for name in wheel.namelist() if (match := _INSIDE.fullmatch(name))}
         if len(found) != 2:
-            fail(f"{wheels[-1].name} does not hold one {LIBCRYPTO} and one {LIBSSL}")
+            fail(f"{wheels[0].name} does not hold one {LIBCRYPTO} and one {LIBSSL}")
         for name in found:
             data = wheel.read(name)
             for library in found.values():

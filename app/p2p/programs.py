@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from app import embedded
 from app.backends.start import Arranger
+from app.directories import UnsafeDirectory, check_owner
 from app.embedded import Payload
 from app.errors import WorkerError
 from app.payload import SERVER
+
+_ELSEWHERE = "start from another directory"
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,24 @@ def arrange(worker: Payload, head: Payload, name: str, environ: Mapping[str, str
 
 
 def refuse_foreign_backends() -> None:
-    """Raise `WorkerError` where the working directory holds ggml backends.
+    """Raise `WorkerError` where the working directory holds ggml backends, or somebody else could put one there.
 
     ggml loads them from there too (`ggml_backend_load_best` in ggml-backend-reg.cpp), and the
     programs stay there for the sake of relative paths in their arguments.
     """
     try:
-        found = sorted(path for path in os.listdir() if path.startswith("libggml-") and path.endswith(".so"))
+        here = Path.cwd()
+        check_owner(here.stat(), here, sticky=False)
+        found = sorted(path.name for path in here.glob("libggml-*.so"))
+    except UnsafeDirectory as problem:
+        raise WorkerError(
+            f"{problem.message}, the working directory from where llama.cpp loads code too", _ELSEWHERE
+        ) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise WorkerError(f"cannot read the working directory: {reason}", "start from another directory") from None
+        raise WorkerError(f"cannot read the working directory: {reason}", _ELSEWHERE) from None
     if found:
         raise WorkerError(
             f"the working directory holds {found[0]}, which llama.cpp would load in place of the carried one",
-            "start from another directory",
+            _ELSEWHERE,
         )

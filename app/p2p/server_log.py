@@ -23,7 +23,7 @@ _STDERR = 2
 _BEGIN = rb"^(?:\x1b\[[0-9;]*m|[0-9.]|[A-Z]|srv| )*"
 _BUFFER = re.compile(_BEGIN + rb"load_tensors: +(\S+) model buffer size = +([0-9]+\.[0-9]+) MiB$")
 _REMOTE = re.compile(r"RPC\d+\[(.+)\]")
-_LISTENING = re.compile(_BEGIN + rb"llama_server: listening on (\S+?)(?:\x1b\[0m)?$")
+_LISTENING = re.compile(_BEGIN + rb"llama_server: listening on ((?:https?|unix)://[\w.:/\[\]-]+)(?:\x1b\[0m)?$")
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,22 @@ class Ready:
 
 
 class LogReader:
-    """Bytes in, as they come; no I/O."""
+    """Bytes in, as they come; no I/O. What comes once it listens is also of its clients' making, and not looked at."""
 
     def __init__(self) -> None:
         self._begun = b""
         self._buffers: dict[str, float] = {}
+        self._ready = False
 
     def feed(self, data: bytes) -> Ready | None:
-        """The first address that these bytes, and those before them, tell of."""
+        """The first address that these bytes, and those before them, tell of, once."""
+        if self._ready:
+            return None
         *lines, begun = (self._begun + data).split(b"\n")
         self._begun = begun[:MAX_LINE]
-        return next(filter(None, map(self._read, lines)), None)
+        ready = next(filter(None, map(self._read, lines)), None)
+        self._ready = ready is not None
+        return ready
 
     def _read(self, line: bytes) -> Ready | None:
         line = line[:MAX_LINE].rstrip()

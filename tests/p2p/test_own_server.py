@@ -111,3 +111,9 @@ def test_it_is_looked_at_again_before_every_start(place: Path) -> None:
     program.chmod(0o777)
     with pytest.raises(WorkerError, match="can be written by other users"):
         own_server.command(program, [], {})
+
+
+def test_a_sticky_directory_will_not_do_for_what_ggml_loads_from(place: Path) -> None:
+    place.chmod(0o1777)
+    with pytest.raises(WorkerError, match="can be written by other users"):
+        own_server.find(str(place / "rpc-server"))

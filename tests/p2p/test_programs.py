@@ -95,3 +95,12 @@ def test_a_directory_with_backends_is_refused(probed: Probed, head: Payload, bas
     with pytest.raises(WorkerError, match=r"holds libggml-cpu-haswell\.so") as refused:
         arrange(probed(), head, base)
     assert refused.value.hint == "start from another directory"
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o770], ids=oct)
+def test_a_working_directory_where_others_may_plant_a_backend_is_refused(here: Path, mode: int) -> None:
+    here.chmod(mode)
+    with pytest.raises(WorkerError, match="can be written by other users"):
+        programs.refuse_foreign_backends()
+    here.chmod(0o755)
+    programs.refuse_foreign_backends()

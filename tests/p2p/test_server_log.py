@@ -60,6 +60,18 @@ def test_a_models_name_is_not_believed(line: bytes) -> None:
     assert read(line, LISTENS) == [Ready("http://127.0.0.1:8080", {})]
 
 
+def test_once_it_listens_its_clients_words_are_not_taken_for_its_own() -> None:
+    reader = LogReader()
+    assert reader.feed(LISTENS) is not None
+    assert reader.feed(b"llama_server: listening on http://evil\n") is None
+
+
+def test_an_address_is_one() -> None:
+    assert read(b"llama_server: listening on http://evil\x1b]0;owned\x07\n", LISTENS) == [
+        Ready("http://127.0.0.1:8080", {})
+    ]
+
+
 def test_what_it_does_not_tell_is_left_out() -> None:
     assert read(LISTENS) == [Ready("http://127.0.0.1:8080", {})]
 
