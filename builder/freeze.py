@@ -30,7 +30,7 @@ def freeze(payload: Path, openssl: Path | None, *, p2p: bool, name: str, head: P
     target = DIST / name
     parts = {"--payload": payload, "--head": head, "--openssl": openssl}
     carried = [file for part in parts.values() if part for file in part.iterdir()]
-    sources = [*(ROOT / "app").rglob("*.py"), SPEC, Path(__file__)]
+    sources = [*(ROOT / "app").rglob("*.py"), SPEC, *(ROOT / "builder").glob("*.py")]
     key = digest(p2p, name, _strip(), files=[*carried, *sources, *(ROOT / "requirements").glob("*.txt")])
 
     def make() -> None:

@@ -32,6 +32,7 @@ LAYERS = [
         "app.p2p.libc",
         "app.p2p.cache_mark",
         "app.p2p.programs",
+        "app.p2p.backoff",
     ],
     ["app.p2p.identity", "app.p2p.frames", "app.p2p.lease", "app.p2p.rpc", "app.p2p.gate", "app.p2p.listening"],
     ["app.p2p.server_cache"],

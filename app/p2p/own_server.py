@@ -23,7 +23,7 @@ def find(given: str) -> Path:
         program = path.resolve(strict=True)
         if not program.is_file():
             raise _unusable(path, "it is not a regular file", "name the program itself")
-        check_owner(os.stat(program.parent), program.parent, sticky=False)  # ggml loads whatever is added there
+        check_owner(program.parent.stat(), program.parent, sticky=False)  # ggml loads whatever is added there
         libraries = [beside for beside in program.parent.iterdir() if ".so" in beside.name and beside.exists()]
         for checked in (path, *libraries):
             for place in _way(checked):

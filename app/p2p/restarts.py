@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from app.p2p.backoff import Backoff
+
 FIRST_DELAY = 1.0
-"""Seconds before a start that follows an end; each further one waits twice as long ..."""
-MAX_DELAY = 30.0
-"""... up to this."""
-STEADY = 60.0
-"""Seconds of being ready after which an end counts as the first one again."""
+"""Seconds before a start that follows an end."""
 
 
 class Restarts:
@@ -19,7 +17,7 @@ class Restarts:
         """`enabled`: not `--no-restart`."""
         self._enabled = enabled
         self._clock = clock
-        self._delay = FIRST_DELAY
+        self._backoff = Backoff(FIRST_DELAY)
         self._ready_since: float | None = None
         self._proven = False
 
@@ -37,8 +35,4 @@ class Restarts:
         since, self._ready_since = self._ready_since, None
         if not self._enabled or not (lost_worker or (self._proven and status != 0)):
             return None
-        if since is not None and self._clock() - since >= STEADY:
-            self._delay = FIRST_DELAY
-        delay = self._delay
-        self._delay = min(2 * delay, MAX_DELAY)
-        return delay
+        return self._backoff.after(None if since is None else self._clock() - since)

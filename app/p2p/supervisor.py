@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from app.cache.directory import cache_directory
 from app.errors import ExitCode, WorkerError
 from app.launch import ServerCommand, tell_status
+from app.p2p.backoff import Backoff
 from app.p2p.keeper import Child, Keeper, KeeperLost
 from app.p2p.rpc import DeviceName, Probe, RpcError, parse_devices
 from app.p2p.server import CHECK_LIMIT, Down, Failed, OnChange, Ready, ServerState, Starting, describe
@@ -22,11 +23,7 @@ from app.p2p.server_output import ServerOutput
 PROBE_INTERVAL = 0.05
 """Seconds between looks whether a server that has been started listens yet."""
 FIRST_DELAY = 0.25
-"""Seconds before a start that follows a crash; each further one waits twice as long ..."""
-MAX_DELAY = 30.0
-"""... up to this. So no minute sees more than 8 starts."""
-STEADY = 60.0
-"""Seconds of answering after which a crash counts as the first one again."""
+"""Seconds before a start that follows a crash: so no minute sees more than 8 starts."""
 ATTEMPTS = 5
 """Starts in a row that never answered, after which we give up."""
 LAST_LINES = 20
@@ -177,7 +174,7 @@ class Supervisor:
             self._change(Failed(WorkerError(f"the supervisor broke: {error}", "report this, with the log")))
 
     def _keep_running(self) -> None:
-        vain, delay = 0, FIRST_DELAY
+        vain, backoff = 0, Backoff(FIRST_DELAY)
         while not self._stopping.is_set():
             self._change(Starting())
             end = self._run_once()
@@ -191,11 +188,9 @@ class Supervisor:
                 self._after_vain_start()
             if vain == ATTEMPTS:
                 raise _crashing(end, self._advice)
-            if end.answered is not None and end.answered >= STEADY:
-                delay = FIRST_DELAY
+            delay = backoff.after(end.answered)
             log.warning("rpc-server %s; it is started again in %g s", end.how, delay)
             self._pause(delay)
-            delay = min(2 * delay, MAX_DELAY)
 
     def _run_once(self) -> _End:
         command = self._prepare()

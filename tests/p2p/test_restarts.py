@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from app.p2p.restarts import MAX_DELAY, STEADY, Restarts
+from app.p2p.backoff import MAX_DELAY, STEADY
+from app.p2p.restarts import Restarts
 
 
 class Clock:

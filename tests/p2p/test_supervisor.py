@@ -20,10 +20,11 @@ from app.errors import ExitCode, WorkerError
 from app.launch import ServerCommand
 from app.p2p import keeper as keeper_module
 from app.p2p import rpc, supervisor
+from app.p2p.backoff import MAX_DELAY, STEADY
 from app.p2p.keeper import Keeper, start_keeper
 from app.p2p.layers import Layer
 from app.p2p.server import Down, Failed, Ready, ServerState, Starting
-from app.p2p.supervisor import ATTEMPTS, FIRST_DELAY, LAST_LINES, MAX_DELAY, STEADY, Supervisor
+from app.p2p.supervisor import ATTEMPTS, FIRST_DELAY, LAST_LINES, Supervisor
 from tests.p2p.processes import is_gone, shell, wait_until
 
 HANG_GUARD = 30.0
