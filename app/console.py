@@ -42,6 +42,11 @@ def print_error(message: str, hint: str) -> None:
     sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
 
 
+def printable(line: str) -> str:
+    """Without what could steer a terminal: others made the text, such as a head or a model's author."""
+    return "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in line)
+
+
 @dataclass(frozen=True)
 class Table:
     """Headings, and rows of as many cells; a cell may have several lines."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import ExitCode, WorkerError
+
+_MAX_DEPTH = 10_000
+"""Directories in one another that are removed at a time: paths are shorter, and who adds some is not waited for."""
 
 
 class UnsafeDirectory(WorkerError):
@@ -51,12 +55,12 @@ def open_private(path: Path, *, create: bool) -> int:
     return fd
 
 
-def check_owner(status: os.stat_result, path: Path, *, sticky: bool = True) -> None:
-    """Raise `UnsafeDirectory` unless `path` belongs to us or root and nobody else may write to it.
+def check_owner(status: os.stat_result, path: Path, *, sticky: bool = True, owner: int | None = None) -> None:
+    """Raise `UnsafeDirectory` unless `path` belongs to us, `owner` or root, and nobody else may write to it.
 
     Others may add to a root-owned sticky directory, but not change what is ours there; `sticky`: whether that will do.
     """
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid(), owner):
         raise UnsafeDirectory(f"{path} belongs to another user (uid {status.st_uid})", _elsewhere(path))
     excepted = sticky and status.st_uid == 0 and status.st_mode & stat.S_ISVTX
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not excepted:
@@ -73,20 +77,52 @@ def opened(fd: int) -> Iterator[int]:
 
 
 def remove(parent: int, name: str) -> bool:
-    """Remove a directory tree, or whatever else has that name; follows no link."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    """Remove a directory tree, or whatever else has that name; follows no link.
+
+    However deep and wide it is, it takes no more memory and descriptors. Raises `OSError` also where somebody adds
+    to it meanwhile.
+    """
     try:
-        fd = os.open(name, flags, dir_fd=parent)
+        fd = _open_to_empty(parent, name)
     except FileNotFoundError:
         return False
-    except OSError:
+    except NotADirectoryError:  # a link as well
         os.unlink(name, dir_fd=parent)
         return True
     with opened(fd):
-        for below in os.listdir(fd):
-            remove(fd, below)
+        for _ in range(_MAX_DEPTH):
+            if not _lift(fd):
+                break
     os.rmdir(name, dir_fd=parent)
     return True
+
+
+def _open_to_empty(parent: int, name: str) -> int:
+    path = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    with opened(path):
+        with contextlib.suppress(OSError):  # not ours: then we see what we may do
+            Path(f"/proc/self/fd/{path}").chmod(0o700)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path)
+
+
+def _lift(top: int) -> bool:
+    """Empty the directory `top` by one level: what is in a directory of it moves up. Whether anything was there."""
+    found = False
+    with os.scandir(top) as scanned:
+        for entry in scanned:
+            found = True
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.name, dir_fd=top)
+                continue
+            with opened(_open_to_empty(top, entry.name)) as fd, os.scandir(fd) as below:
+                for one in below:
+                    if one.is_dir(follow_symlinks=False):
+                        os.close(_open_to_empty(fd, one.name))  # which may be moved only when it may be written
+                        os.rename(one.name, secrets.token_hex(16), src_dir_fd=fd, dst_dir_fd=top)
+                    else:
+                        os.unlink(one.name, dir_fd=fd)
+            os.rmdir(entry.name, dir_fd=top)
+    return found
 
 
 def _open_below(parent: int, name: str, path: Path, *, create: bool) -> int:

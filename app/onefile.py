@@ -7,7 +7,6 @@ programs' and names the process that uses it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
@@ -34,13 +33,19 @@ def tie_to_bootloader() -> None:
     if home() is None:
         return
     die_with_parent()
-    with contextlib.suppress(PermissionError):
+    if not _runs_this_file(Path("/proc", str(os.getppid()))):
+        os._exit(1)
+
+
+def _runs_this_file(process: Path) -> bool:
+    """Whether it runs the file that we run."""
+    try:
         try:
-            alive = Path(f"/proc/{os.getppid()}/exe").samefile("/proc/self/exe")
-        except FileNotFoundError:
-            alive = False
-        if not alive:
-            os._exit(1)
+            return (process / "exe").samefile("/proc/self/exe")
+        except PermissionError:  # init inherited us, and hides its file; or capabilities make our bootloader hide its
+            return (process / "comm").read_bytes() == Path("/proc/self/comm").read_bytes()
+    except OSError:
+        return False
 
 
 def mark() -> None:

@@ -2,7 +2,7 @@
 // of its own: a hostile GGUF that crashes ggml's reader takes this one along.
 //
 //   worker-cache add DIRECTORY LIMIT ROOM MODEL...
-//   worker-cache verify DIRECTORY < NAMES
+//   worker-cache verify DIRECTORY LARGEST < NAMES
 //
 // One JSON object a line on stdout. Exit status 0 when it came to {"end": true}; what went
 // wrong before is {"error": ..., "hint": ...}.
@@ -12,7 +12,8 @@
 // when that is not enough. What it has begun to write is named .add-*; the caller sees to it
 // that there is one `add` at a time, and removes what a killed one left.
 //
-// `verify`: whether the content of each file has the hash that is its name. Names are a line each.
+// `verify`: whether the content of each file has the hash that is its name. Names are a line each. A file of more than
+// LARGEST bytes is wrong without being read.
 
 #include "ggml.h"
 #include "gguf.h"
@@ -53,6 +54,8 @@ constexpr size_t BLOCK = 1 << 20;
 // Each hash is a chain of multiplications, so one thread does one at a time. Two threads a core, for one waits for the
 // disk while the other hashes; with more of them than this no disk keeps up.
 constexpr size_t PER_CORE = 2, MAX_THREADS = 4;
+// Address space, so that a hostile GGUF cannot take the machine's memory. Large vocabularies need some 100 MB.
+constexpr rlim_t MEMORY = 4ULL << 30;
 
 struct Failure : std::runtime_error {
     Failure(const std::string &message, std::string hint) : std::runtime_error(message), hint(std::move(hint)) {}
@@ -299,7 +302,7 @@ void add(int directory, uint64_t limit, uint64_t room, const std::vector<std::st
 
 // --- verify -----------------------------------------------------------------
 
-const char *judge(int directory, const std::string &name, uint64_t &bytes) {
+const char *judge(int directory, const std::string &name, uint64_t largest, uint64_t &bytes) {
     constexpr int FLAGS = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     int fd = openat(directory, name.c_str(), FLAGS | O_NOATIME);  // looking at it is no use of it
     if (fd < 0 && errno == EPERM) fd = openat(directory, name.c_str(), FLAGS);
@@ -307,9 +310,11 @@ const char *judge(int directory, const std::string &name, uint64_t &bytes) {
     const File file(fd);
     struct stat status;
     if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode)) return "wrong";
+    const uint64_t whole = status.st_size;  // no more is read, or one that grows would never end
+    if (whole > largest) return "wrong";
     bool readable = true;
     const uint64_t hash = hash_of([&](std::vector<uint8_t> &block) {
-        const ssize_t size = read(fd, block.data(), block.size());
+        const ssize_t size = read(fd, block.data(), std::min<uint64_t>(block.size(), whole - bytes));
         readable = size >= 0;
         bytes += readable ? size : 0;
         return static_cast<size_t>(readable ? size : 0);
@@ -317,12 +322,12 @@ const char *judge(int directory, const std::string &name, uint64_t &bytes) {
     return readable && hex(hash) == name ? "whole" : "wrong";
 }
 
-void verify(int directory) {
+void verify(int directory, uint64_t largest) {
     std::vector<std::string> names;
     for (std::string name; std::getline(std::cin, name);) names.push_back(name);
     in_parallel(names.size(), [&](size_t at) {
         uint64_t bytes = 0;
-        const char *state = judge(directory, names[at], bytes);
+        const char *state = judge(directory, names[at], largest, bytes);
         Line().text("file", names[at]).number("bytes", bytes).text("state", state).say(stdout);
     });
 }
@@ -331,8 +336,10 @@ void verify(int directory) {
 
 int main(int argc, char **argv) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    const rlimit none = {0, 0};
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    const rlimit none = {0, 0}, memory = {MEMORY, MEMORY};
     setrlimit(RLIMIT_CORE, &none);
+    setrlimit(RLIMIT_AS, &memory);
     if (argc < 3) return 2;
     const std::string mode = argv[1];
     const File directory(open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -342,8 +349,8 @@ int main(int argc, char **argv) {
         }
         if (mode == "add" && argc > 5) {
             add(directory.fd, strtoull(argv[3], nullptr, 10), strtoull(argv[4], nullptr, 10), {argv + 5, argv + argc});
-        } else if (mode == "verify") {
-            verify(directory.fd);
+        } else if (mode == "verify" && argc > 3) {
+            verify(directory.fd, strtoull(argv[3], nullptr, 10));
         } else {
             return 2;
         }

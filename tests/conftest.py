@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,17 @@ nobody = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes files of another user")
 
 MakePayload = Callable[..., Payload]
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A command that is run in this process sends the log to a stream that is closed after its test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.addLevelName(logging.WARNING, "WARNING")
 
 
 @pytest.fixture

@@ -56,6 +56,24 @@ def test_no_descriptor_is_lost_on_the_way(base: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_remove_gets_to_the_bottom_of_a_tree(base: Path) -> None:
+    """Deeper than descriptors, calls and paths go; some of it nobody may enter."""
+    base.mkdir()
+    (base / "gone").mkdir()
+    fd = os.open(base / "gone", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        os.fchmod(fd, 0)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    with opened(os.open(base, os.O_RDONLY)) as fd:
+        assert remove(fd, "gone")
+    assert os.listdir(base) == []
+
+
 def test_remove_follows_no_link(base: Path) -> None:
     (base / "keep").mkdir(parents=True)
     (base / "keep/file").write_text("precious")

@@ -8,11 +8,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from app import embedded, payload
-from app.cache.directory import adding, entries, own_directory, shrink, spare_room
+from app.cache.directory import adding, check_safe, entries, own_directory, shrink, spare_room, sweep
 from app.console import Table, print_plain
 from app.directories import opened
 from app.errors import ExitCode, WorkerError
@@ -29,11 +30,10 @@ log = logging.getLogger(__name__)
 def add(options: CacheAddOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it
     """`worker cache add MODEL.gguf ...`"""
     models = _parts(options.models)
-    directory = own_directory(os.environ)
     from app.cache import tool  # subprocess and tempfile: other commands need not wait for them
 
     assets = payload.ensure(embedded.payload(), options.backend_assets_path, os.environ)
-    with opened(assets.fd), adding(directory):
+    with opened(assets.fd), _own() as directory, adding(directory):
         room = max(0, spare_room(directory))
         added = tool.add(assets, directory, models, options.max_size, room, os.environ, _progress())
         if gone := shrink(directory, options.max_size):  # what was just added or found is the youngest
@@ -53,8 +53,8 @@ def add(options: CacheAddOptions, extra: list[str] | None) -> int:  # noqa: ARG0
 
 def show(options: CacheListOptions, extra: list[str] | None) -> int:  # noqa: ARG001
     """`worker cache list`"""
-    directory = own_directory(os.environ)
-    found = entries(directory)
+    with _own() as directory:
+        found = entries(directory)
     total = sum(entry.bytes for entry in found)
     if options.json:
         files = [{"file": entry.name, "bytes": entry.bytes, "used": entry.used} for entry in found]
@@ -69,34 +69,51 @@ def show(options: CacheListOptions, extra: list[str] | None) -> int:  # noqa: AR
 
 def verify(options: CacheVerifyOptions, extra: list[str] | None) -> int:  # noqa: ARG001
     """`worker cache verify`: wrong files are removed and named; then it ends with 1."""
-    directory = own_directory(os.environ)
-    names = [entry.name for entry in entries(directory)]
     wrong = whole = 0
-    if names:
-        from app.cache import tool
+    with _own() as directory:
+        if names := [entry.name for entry in entries(directory)]:
+            from app.cache import tool
 
-        assets = payload.ensure(embedded.payload(), options.backend_assets_path, os.environ)
-        with opened(assets.fd):
-            for checked in tool.verify(assets, directory, names, os.environ):
-                if checked.whole:
-                    whole += 1
-                    continue
-                wrong += 1
-                (directory / checked.name).unlink(missing_ok=True)
-                print(f"removed {checked.name}, {_mebibytes(checked.bytes)}: its content has another hash")
+            assets = payload.ensure(embedded.payload(), options.backend_assets_path, os.environ)
+            with opened(assets.fd):
+                for checked in tool.verify(assets, directory, names, os.environ):
+                    if checked.whole:
+                        whole += 1
+                        continue
+                    wrong += 1
+                    (directory / checked.name).unlink(missing_ok=True)
+                    print(f"removed {checked.name}, {_mebibytes(checked.bytes)}: its content has another hash")
     print(f"{directory}: {whole} files, each as its name says")
     return ExitCode.FAILED if wrong else ExitCode.OK
 
 
 def prune(options: CachePruneOptions, extra: list[str] | None) -> int:  # noqa: ARG001
     """`worker cache prune`"""
-    directory = own_directory(os.environ)
-    if directory.is_dir():
+    with _own() as directory:
+        if not directory.is_dir():
+            return ExitCode.OK
         with adding(directory):
+            sweep(directory)
             gone = shrink(directory, options.max_size)
         for entry in gone:
             print(f"removed {entry.name}, {_mebibytes(entry.bytes)}, last used {_date(entry.used)}")
     return ExitCode.OK
+
+
+@contextmanager
+def _own() -> Iterator[Path]:
+    """The cache's directory. What the system refuses there is one `WorkerError`; so is one that others can write."""
+    directory = own_directory(os.environ)
+    try:
+        check_safe(directory)
+        yield directory
+    except BrokenPipeError:  # nobody reads what we print
+        raise
+    except OSError as error:
+        raise WorkerError(
+            f"cannot use {directory}: {(error.strerror or str(error)).lower()}",
+            "run this as the user that the worker runs as, or name another place with LLAMA_CACHE",
+        ) from None
 
 
 def _parts(named: Iterable[str]) -> list[Path]:

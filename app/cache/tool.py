@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import tempfile
 import threading
@@ -14,11 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app import launch, payload
+from app.console import printable
 from app.directories import opened
 from app.embedded import Payload
 from app.errors import WorkerError
 from app.payload import CACHE_TOOL, Assets
 
+LARGEST = 64 << 30
+"""Bytes of the largest file that is read to check it; the largest tensor known, all experts of a layer, has 12 GB."""
 VERIFY_LIMIT = 240.0
 """Seconds for files in doubt: 50 GB from a disk of 210 MB/s. What is not checked by then has to be sent again."""
 
@@ -79,7 +81,7 @@ def verify(
     assets: Assets, directory: Path, names: Iterable[str], environ: Mapping[str, str], limit: float | None = None
 ) -> Iterator[Checked]:
     """Each file of `names` that is still there, as it is checked. Raises `WorkerError`, also after `limit` seconds."""
-    for event in _run(assets, ["verify", str(directory)], environ, "".join(f"{name}\n" for name in names), limit):
+    for event in _run(assets, ["verify", str(directory), str(LARGEST)], environ, "\n".join(names), limit):
         if event.get("state") in ("whole", "wrong"):
             yield Checked(event["file"], event["bytes"], event["state"] == "whole")
 
@@ -136,7 +138,7 @@ def _run(
             process.stdout.close()
         complaints.seek(0)
         for line in complaints:
-            log.debug("worker-cache: %s", os.fsdecode(line).rstrip())
+            log.debug("worker-cache: %s", printable(line.decode(errors="replace").rstrip()))
     if "error" in event:
         raise WorkerError(event["error"], event["hint"])
     if "end" not in event and limit is not None and time.monotonic() - began >= limit:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from app.cache.directory import ENTRY, found
+from app.cache.directory import ENTRY, MARK, MAX_NAMES, found
+from app.directories import opened
 
-_MARK = re.compile(r"\.worker-[0-9a-f]{16}(\.new)?")
-"""One that is still being made, and so not locked yet, is swept at worst: its worker then goes without."""
-_MAX_MARK = 1 << 20
-"""Bytes of a mark, some 60,000 tensors; a larger one vouches for nothing."""
+_MAX_MARK = 17 * MAX_NAMES
+"""Bytes of a mark: a line for each name. A larger one is none of a worker's, and vouches for nothing."""
 _MAX_MARKS = 64
 """Killed workers whose marks are read at a time; where there are more, none vouches for anything."""
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -51,10 +49,13 @@ def make(directory: Path, mark: str, names: Iterable[str]) -> int:
 
 
 def dead(directory: Path, *, but: str) -> tuple[list[str], set[str]]:
-    """The marks of workers that were killed, and the files that all of them name."""
+    """The marks of workers that were killed, and the files that all of them name.
+
+    A mark that is still being made, and so not locked yet, is among them at worst: its worker then goes without.
+    """
     marks: list[str] = []
     vouched: set[str] = set()
-    for mark in found(directory, _MARK):
+    for mark in found(directory, MARK):
         if mark.name == but or not mark.is_file(follow_symlinks=False):
             continue
         try:
@@ -71,12 +72,9 @@ def dead(directory: Path, *, but: str) -> tuple[list[str], set[str]]:
 
 def _vouched(mark: Path, *, read: bool) -> set[str]:
     """What a dead worker's mark names. Raises BlockingIOError if the worker lives, or if it is a FIFO."""
-    file = os.open(mark, _OPEN)
-    try:
+    with opened(os.open(mark, _OPEN)) as file:
+        if os.fstat(file).st_size > _MAX_MARK:  # whoever locks it
+            return set()
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        content = os.read(file, _MAX_MARK + 1) if read else b""
-    finally:
-        os.close(file)
-    if len(content) > _MAX_MARK:
-        return set()
+        content = os.read(file, _MAX_MARK) if read else b""
     return set(ENTRY.findall(content.decode("ascii", "replace")))

@@ -8,7 +8,7 @@ worker leaves besides is in doubt. What is in doubt is hashed before the server 
 whole is thrown away.
 
 A server that was taken over can plant anything there. So no link is followed, nothing is waited for, memory is
-bounded, and what cannot be read or removed is passed over.
+bounded, what cannot be read or removed is passed over, and what none of us writes is removed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from app.cache.directory import ENTRY, LITTLE, entries, found, make_room, room, shrink
+from app.cache.directory import (
+    ENTRY,
+    LITTLE,
+    check_safe,
+    entries,
+    found,
+    make_room,
+    room,
+    shrink,
+    spare_room,
+    sweep,
+)
 from app.directories import make_private
+from app.errors import WorkerError
 from app.options import DEFAULT_CACHE_SIZE
 from app.p2p import cache_mark
 
@@ -53,6 +65,8 @@ class ServerCache:
         """What our mark names: trusted since the start, and there ever since."""
         self._short = False
         """Whether the disk has been full since `settled`."""
+        self._told = False
+        """Whether it was said that others fill the disk."""
         self._busy = threading.Lock()
         self._closed = threading.Event()
 
@@ -63,11 +77,15 @@ class ServerCache:
         with self._busy, _warned(directory):
             if self._directory is None:
                 make_private(directory)
-                shrink(directory, self._max_size)  # first: it bounds what has to be hashed
-                self._sweep(directory)
+                check_safe(directory)
+                sweep(directory)
+                shrink(directory, self._max_size)  # before the marks: it bounds what has to be hashed
+                self._sweep_marks(directory)
                 self._trusted = _names(directory)
                 self._directory = directory
                 threading.Thread(target=self._watch, args=(directory,), name="cache", daemon=True).start()
+            else:
+                sweep(directory)
             self._discard(directory, self._trusted)
             self._shrink(directory)
             if self._mark is None:  # without one, only a kill of this worker goes unseen
@@ -80,7 +98,8 @@ class ServerCache:
             return
         directory = self._directory
         with self._busy, _warned(directory):
-            self._sweep(directory)
+            sweep(directory)
+            self._sweep_marks(directory)
             if self._short or room(directory) < LITTLE:
                 self._discard(directory, self._trusted)
             else:
@@ -124,6 +143,9 @@ class ServerCache:
                 if gone := make_room(directory):
                     log.info("%d file(s) of %s were removed: the disk gets full", len(gone), directory)
                 self._forget_removed(directory)
+                if not self._told and spare_room(directory) < 0 and not self._trusted and not _names(directory):
+                    self._told = True
+                    log.warning("the disk of %s is nearly full although the cache is empty", directory)
 
     def _shrink(self, directory: Path) -> None:
         if gone := shrink(directory, self._max_size):
@@ -138,7 +160,7 @@ class ServerCache:
             old, self._mark = self._mark, cache_mark.make(directory, self._mark_name, self._marked)
             os.close(old)
 
-    def _sweep(self, directory: Path) -> None:
+    def _sweep_marks(self, directory: Path) -> None:
         """Look at what workers that were killed had not seen whole; a mark goes when that has been done."""
         dead, vouched = cache_mark.dead(directory, but=self._mark_name)
         if dead and self._discard(directory, vouched):
@@ -190,3 +212,5 @@ def _warned(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         _warn(directory, error)
+    except WorkerError as error:
+        log.warning("the cache is not looked after: %s", error)

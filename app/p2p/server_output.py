@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from app.console import printable
+
 KEPT_LINES = 200
 """Enough for the list of devices to be among them when the first client is served."""
 MAX_LINE = 4096
@@ -41,14 +43,9 @@ class ServerOutput:
     def _read(self) -> None:
         with os.fdopen(self._descriptor, "rb") as pipe:
             while raw := pipe.readline(MAX_LINE):
-                line = _printable(raw.decode(errors="replace").rstrip("\r\n"))
+                line = printable(raw.decode(errors="replace").rstrip("\r\n"))
                 with self._grown:
                     self._lines.append(line)
                     self._grown.notify_all()
                 with suppress(OSError, ValueError):  # our stdout may be closed; the server's pipe must be emptied
                     self._echo(line)
-
-
-def _printable(line: str) -> str:
-    """Without what could steer a terminal: a head can make the server print what it likes."""
-    return "".join(char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in line)

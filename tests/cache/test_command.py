@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -109,6 +110,36 @@ def test_every_model_is_read_before_anything_is_written(
     status, _, error = run("add", large_model, cut)
     assert (status, "cut.gguf is cut short\nhint: copy it again" in error) == (1, True)
     assert list(directory.iterdir()) == []
+
+
+def test_prune_removes_what_is_none_of_the_caches(run: Run, directory: Path) -> None:
+    (directory / "big").write_text("not counted")
+    (directory / ".add-1/deep").mkdir(parents=True)
+    assert run("prune")[0] == 0
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["add", "list", "verify", "prune"])
+@pytest.mark.parametrize("harm", ["may not be read", "others may write"])
+def test_a_directory_that_cannot_be_used_is_one_error(
+    run: Run, large_model: Path, directory: Path, monkeypatch: pytest.MonkeyPatch, command: str, harm: str
+) -> None:
+    if harm == "others may write":
+        directory.chmod(0o777)
+    else:  # not even by root
+        scandir = os.scandir
+
+        def refuse(place: str | Path) -> object:
+            if place == directory:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return scandir(place)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+    status, said, error = run(command, *([large_model] if command == "add" else []))
+    assert (status, said) == (1, "")
+    assert error.startswith("error: ")
+    assert "hint: " in error
+    assert "LLAMA_CACHE" in error
 
 
 @pytest.mark.parametrize(

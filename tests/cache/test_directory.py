@@ -10,8 +10,19 @@ from pathlib import Path
 import pytest
 
 from app.cache import directory as cache
-from app.cache.directory import adding, cache_directory, entries, make_room, own_directory, shrink, with_cache
+from app.cache.directory import (
+    adding,
+    cache_directory,
+    check_safe,
+    entries,
+    make_room,
+    own_directory,
+    shrink,
+    sweep,
+    with_cache,
+)
 from app.errors import WorkerError
+from tests.conftest import needs_root, nobody
 
 
 def write(directory: Path, digit: str, size: int, used: float) -> str:
@@ -79,14 +90,96 @@ def test_other_files_and_links_are_none_of_the_cache(directory: Path, tmp_path: 
     assert entries(directory / "missing") == []
 
 
+def test_what_nobody_writes_there_is_swept_away(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tensor has more than 10 MiB; a mark and what is being added may have any size."""
+    caplog.set_level(logging.INFO)
+    victim = tmp_path / "victim/file"
+    victim.parent.mkdir()
+    victim.write_text("precious")
+    for digit, size in (("a", (10 << 20) + 1), ("b", 10 << 20), ("c", 0)):
+        write(directory, digit, 0, 100.0)
+        os.truncate(directory / (digit * 16), size)
+    (directory / f".worker-{'d' * 16}").write_text("")
+    (directory / "big").write_text("not counted")
+    (directory / ("e" * 16)).symlink_to(victim)
+    (directory / ".add-1").symlink_to(victim.parent)
+    (directory / "f/deep").mkdir(parents=True)
+    (directory / "f/deep/link").symlink_to(victim.parent)
+    os.mkfifo(directory / f".worker-{'e' * 16}")
+    sweep(directory)
+    assert sorted(path.name for path in directory.iterdir()) == [f".worker-{'d' * 16}", "a" * 16]
+    assert victim.read_text() == "precious"
+    assert [record.message for record in caplog.records] == [
+        f"7 file(s) of {directory} were removed: they are none of the cache's"
+    ]
+
+
+def test_names_are_looked_at_up_to_a_limit(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MAX_NAMES", 3)
+    for digit in "abcdef":
+        write(directory, digit, 10, 100.0)
+    (directory / "deep/deeper").mkdir(parents=True)
+    assert len(entries(directory)) <= 3
+    assert len(list(directory.iterdir())) == 3
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("place", "mode", "owner", "error"),
+    [
+        (".", 0o700, 0, None),
+        (".", 0o755, nobody, None),  # root looks after the cache of a user
+        (".", 0o775, 0, "rpc can be written by other users"),
+        (".", 0o777, nobody, "rpc can be written by other users"),
+        (".", 0o1777, 0, "rpc can be written by other users"),  # sticky, but there names are believed
+        ("..", 0o777, 0, "cache can be written by other users"),
+        ("..", 0o700, nobody, "cache belongs to another user"),
+    ],
+)
+def test_nobody_else_may_plant_weights(directory: Path, place: str, mode: int, owner: int, error: str | None) -> None:
+    os.chown(directory / place, owner, -1)
+    (directory / place).chmod(mode)
+    if error is None:
+        check_safe(directory)
+        return
+    with pytest.raises(WorkerError, match=error) as raised:
+        check_safe(directory)
+    assert "LLAMA_CACHE" in raised.value.hint
+
+
+def test_a_link_to_a_place_that_others_can_write_to(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (directory / "link").symlink_to(tmp_path / "open")
+    with pytest.raises(WorkerError, match="open can be written"):
+        check_safe(directory / "link/rpc")
+
+
+@pytest.mark.parametrize("arguments", [["-t", "1"], ["-t", "1", "-c"]])
+def test_the_server_has_no_cache_where_others_could_plant_weights(
+    directory: Path, caplog: pytest.LogCaptureFixture, arguments: list[str]
+) -> None:
+    directory.chmod(0o777)
+    assert with_cache(arguments, {"LLAMA_CACHE": str(directory.parent)}) == ["-t", "1"]
+    assert ["can be written by other users" in record.message for record in caplog.records] == [True]
+
+
 def test_one_adds_at_a_time_and_nothing_half_written_stays(directory: Path) -> None:
     (directory / ".add-3").write_bytes(b"of a killed one")
     with adding(directory):
         assert list(directory.iterdir()) == []
         (directory / ".add-0").write_bytes(b"of this one")
-        with pytest.raises(WorkerError, match="something else is being added"), adding(directory):
+        with pytest.raises(WorkerError, match=r"being added to .*, or the server holds it"), adding(directory):
             pass
     assert list(directory.iterdir()) == []
+
+
+def test_a_directory_in_the_way_of_what_is_added(directory: Path) -> None:
+    (directory / ".add-1/deep").mkdir(parents=True)
+    with adding(directory):
+        assert list(directory.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:

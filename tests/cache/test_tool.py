@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from app.cache import tool
 from app.cache.tool import Added
 from app.errors import WorkerError
 from app.payload import CACHE_TOOL, Assets
+from tests.p2p.processes import wait_until
 
 PLENTY = 1 << 40
 TWELVE = 12 << 20
@@ -199,9 +202,62 @@ def test_looking_at_a_file_is_no_use_of_it(assets: Assets, large_model: Path, di
     assert {path.stat().st_atime for path in directory.iterdir()} == {1.0}
 
 
+def test_no_more_is_read_than_was_there_at_first(assets: Assets, directory: Path) -> None:
+    """Nor anything of what is larger than any tensor: a server that was taken over could keep us busy for ever."""
+    grows, huge = directory / ("0" * 16), directory / ("1" * 16)
+    grows.touch()
+    os.truncate(grows, 1 << 28)
+    huge.touch()
+    os.truncate(huge, tool.LARGEST + 1)
+    ended = threading.Event()
+
+    def grow() -> None:
+        while not ended.wait(0.001) and grows.stat().st_size < 1 << 42:
+            os.truncate(grows, grows.stat().st_size + (1 << 26))
+
+    growing = threading.Thread(target=grow)
+    growing.start()
+    try:
+        checked = list(tool.verify(assets, directory, [grows.name], os.environ, 30.0))
+        checked += tool.verify(assets, directory, [huge.name], os.environ, 30.0)
+    finally:
+        ended.set()
+        growing.join()
+    assert [(one.name, one.whole) for one in checked] == [(grows.name, False), (huge.name, False)]
+    assert checked[1].bytes == 0
+
+
+def test_a_hostile_model_gets_no_more_memory_or_rights(tree: Path, directory: Path) -> None:
+    with subprocess.Popen(
+        [tree / CACHE_TOOL, "verify", directory, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+
+        def limited() -> bool:
+            return str(4 << 30) in Path(f"/proc/{process.pid}/limits").read_text()
+
+        try:
+            assert wait_until(limited)
+            assert "NoNewPrivs:\t1" in Path(f"/proc/{process.pid}/status").read_text()
+        finally:
+            process.stdin.close()
+
+
+def test_what_it_complains_of_cannot_steer_a_terminal(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / CACHE_TOOL
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\nprintf 'key \\033[2J \\302\\233 gone\\n' >&2\necho '{\"end\": true}'\n")
+    program.chmod(0o700)
+    caplog.set_level(logging.DEBUG)
+    assert list(tool.verify(Assets(tmp_path, tmp_path, -1), directory, ["a"], os.environ)) == []
+    assert [record.message for record in caplog.records] == ["worker-cache: key \ufffd[2J \ufffd gone"]
+
+
 def test_it_dies_with_who_started_it(tree: Path, directory: Path) -> None:
     os.mkfifo(directory / "names")
-    script = f'exec 3<>"{directory}/names"; "{tree / CACHE_TOOL}" verify "{directory}" <&3 & echo $!; wait'
+    script = f'exec 3<>"{directory}/names"; "{tree / CACHE_TOOL}" verify "{directory}" 1 <&3 & echo $!; wait'
     shell = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
     assert shell.stdout is not None
     pid = int(shell.stdout.readline())

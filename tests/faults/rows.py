@@ -159,7 +159,9 @@ ROWS = (
     ),
     Row(
         29, "kill -9 on what the user started, in every command", "no orphan, no listener within 1 s",
-        _in(f"{_OURS}servers", "kill_9") + _in(f"{_LIVE}llama_cpp_rpc", "killing_what_was_started_ends_the_server"),
+        _in(f"{_OURS}servers", "kill_9")
+        + _in(f"{_LIVE}llama_cpp_rpc", "killing_what_was_started_ends_the_server")
+        + _in(f"{_LIVE}assets", "killed_while_the_interpreter_starts"),
     ),
     Row(30, "SIGTERM, SIGINT", "goodbye, exit 0, all gone within 5 s", _in(f"{_OURS}servers", "an_orderly_end")),
     Row(

@@ -124,6 +124,22 @@ def test_killed_in_mid_unpacking(binary: Path, env: dict[str, str], assets: Path
     assert len(unpacked(assets)) == 1, "a killed start left something for good"
 
 
+def test_killed_while_the_interpreter_starts(binary: Path, env: dict[str, str], assets: Path) -> None:
+    """The bootloader is what a user kills, and for some tenths of a second its child does not know that it is one."""
+    for number in range(KILLS):
+        process = subprocess.Popen(
+            [binary, "llama-cpp-rpc", "--", "-p", str(free_port())],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(0.3 * number / KILLS)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    time.sleep(2)  # one that lives on is a server by then
+    assert processes_of(assets) == []
+
+
 def test_leftovers_of_killed_launchers_are_pruned(binary: Path, env: dict[str, str]) -> None:
     scratch = Path(env["TMPDIR"])
     port = free_port()

@@ -114,6 +114,8 @@ def bare(head: Host, server: Path, tree: Path, pid: int, model_file: Path) -> It
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    awaited = [sys.executable, "-c", "from tests.live.support import wait_for_hello; wait_for_hello(50052)"]
+    subprocess.run(head.command(awaited), check=True)
     chat = subprocess.Popen(
         head.command([server, "-m", model_file, "--rpc", "127.0.0.1:50052"]),
         env=variables,

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from app.cache import directory as directory_module
+from app.cache.directory import MAX_NAMES, adding
 from app.p2p import cache_mark, server_cache
 from app.p2p.server_cache import ServerCache
 from tests.p2p.processes import wait_until
@@ -41,6 +42,12 @@ def dead_mark(directory: Path, letter: str, content: str) -> Path:
 
 def marks(directory: Path) -> list[Path]:
     return sorted(directory.glob(".worker-*"))
+
+
+@pytest.fixture(autouse=True)
+def _small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they are hashed in no time; that a tensor has its size: tests/cache/test_directory.py."""
+    monkeypatch.setattr(directory_module, "_THRESHOLD", 0)
 
 
 @pytest.fixture
@@ -77,6 +84,7 @@ def test_a_worker_that_was_killed(directory: Path) -> None:
     """Only what was there before it is known to be whole: what it had seen whole died with it."""
     script = (
         "import os, sys; from pathlib import Path; from app.p2p.server_cache import ServerCache\n"
+        "from app.cache import directory; directory._THRESHOLD = 0\n"
         "cache = ServerCache(); cache.begin(Path(sys.argv[1]))\n"
         f"Path(sys.argv[1], {PART!r}).write_bytes(b'part'); os.kill(os.getpid(), 9)\n"
     )
@@ -274,13 +282,103 @@ def test_others_get_their_room_while_the_server_writes(directory: Path, monkeypa
     cache.close()
 
 
-def test_files_of_others_stay(directory: Path) -> None:
+@pytest.mark.parametrize("when", ["first start", "next start", "settled"])
+def test_what_the_server_would_not_write_is_removed(directory: Path, when: str) -> None:
+    """It would fill the disk and count nowhere."""
+    cache = ServerCache()
+    if when != "first start":
+        cache.begin(directory)
+    for name in ("big", "ABCDEFABCDEFABCD", "3" * 17, ".hidden", ".add-1"):
+        write(directory, name)
+    (directory / "4444" / "deep").mkdir(parents=True)
+    if when == "settled":
+        cache.settled()
+    else:
+        cache.begin(directory)
+    assert sorted(path.name for path in directory.iterdir()) == [cache._mark_name, OLD]
+    cache.close()
+
+
+def test_what_is_being_added_stays(directory: Path) -> None:
+    cache = ServerCache()
+    with adding(directory):
+        write(directory, ".add-1")
+        cache.begin(directory)
+        assert (directory / ".add-1").exists()
+    cache.close()
+
+
+def test_a_locked_mark_is_not_larger_than_a_mark(directory: Path) -> None:
+    """The server can hold a lock as a worker does."""
+    mark = dead_mark(directory, "a", "")
+    os.truncate(mark, 1 << 30)
+    cache = ServerCache()
+    with mark.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        cache.begin(directory)
+    assert not mark.exists()
+    cache.close()
+
+
+def test_a_flood_of_names_is_removed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the server runs as well: every look would take as long."""
+    monkeypatch.setattr(directory_module, "MAX_NAMES", 100)
+    monkeypatch.setattr(server_cache, "LOOK_INTERVAL", 0.01)
     cache = ServerCache()
     cache.begin(directory)
-    for name in ("notes.txt", "ABCDEFABCDEFABCD", "3" * 17):
-        write(directory, name)
+    for number in range(1000):
+        write(directory, f"{number:016x}")
+    assert wait_until(lambda: len(list(directory.iterdir())) <= 100)
     cache.close()
-    assert entries(directory) == sorted([OLD, "notes.txt", "ABCDEFABCDEFABCD", "3" * 17])
+
+
+def test_names_do_not_eat_memory(directory: Path) -> None:
+    for number in range(1, MAX_NAMES // 2 * 3):
+        os.mknod(directory / f"{number:016x}")
+    tracemalloc.start()
+    try:
+        directory_module.entries(directory)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(list(directory.iterdir())) == MAX_NAMES
+    assert peak < 32 << 20
+    cache = ServerCache()
+    cache.begin(directory)
+    assert len(entries(directory)) <= 1, "of 0 bytes"
+    cache.close()
+
+
+def test_a_disk_that_others_fill_is_told_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[Path] = []
+
+    def full(place: Path) -> int:
+        looks.append(place)
+        return -1
+
+    monkeypatch.setattr(server_cache, "LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(directory_module, "spare_room", full)
+    monkeypatch.setattr(server_cache, "spare_room", full)
+    cache = ServerCache()
+    cache.begin(directory)
+    assert wait_until(lambda: len(looks) > 10)
+    cache.close()
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+        f"the disk of {directory} is nearly full although the cache is empty"
+    ]
+
+
+def test_a_cache_that_others_can_write_to_is_left_alone(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(directory, "notes.txt")
+    directory.chmod(0o777)
+    cache = ServerCache(max_size=0)
+    cache.begin(directory)
+    cache.settled()
+    cache.close()
+    assert entries(directory) == [OLD, "notes.txt"]
+    assert ["can be written by other users" in record.message for record in caplog.records] == [True]
 
 
 def test_no_link_is_followed(directory: Path, tmp_path: Path) -> None:
@@ -323,13 +421,13 @@ def test_a_planted_directory_ends_nothing(directory: Path, caplog: pytest.LogCap
     write(directory, PART)
     cache = ServerCache()
     cache.begin(directory)
-    assert entries(directory) == [OLD, "6" * 16]
+    assert entries(directory) == [OLD]
     assert cache._mark is not None, "a kill of this worker would go unseen"
     write(directory, PART)
     cache.begin(directory)
     write(directory, PART)
     cache.close()
-    assert entries(directory) == [OLD, "6" * 16]
+    assert entries(directory) == [OLD]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
