@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from queue import Empty, SimpleQueue
+from threading import Condition
 
 from app.errors import WorkerError
 from app.options import ConnectOptions
@@ -28,15 +29,43 @@ LOOK = 0.1
 log = logging.getLogger(__name__)
 
 
-class Events(SimpleQueue[object]):
-    """All that the main thread waits for."""
+class Events:
+    """All that the main thread waits for. What no worker's chatter can keep from it: signals, and its deadlines."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._signals: deque[Arrived] = deque()
+        self._others: dict[object, object] = {}
+        """By what a later event makes needless."""
+
+    def put(self, event: object) -> None:
+        """Take note, from any thread. Of a worker's statuses only the newest one is kept."""
+        with self._changed:
+            if isinstance(event, Arrived):
+                self._signals.append(event)
+            else:
+                matter = _matter(event)
+                self._others.pop(matter, None)  # so that it stands behind what came since
+                self._others[matter] = event
+            self._changed.notify()
 
     def next(self, timeout: float | None) -> object:
-        """The oldest event; None when there is none within `timeout` seconds."""
-        try:
-            return self.get(timeout=timeout)
-        except Empty:
+        """A signal, else the oldest event; None when none comes within `timeout` seconds, or those are over."""
+        if timeout is not None and timeout <= 0:
             return None
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._signals or self._others, timeout):
+                return None
+            if self._signals:
+                return self._signals.popleft()
+            return self._others.pop(next(iter(self._others)))
+
+
+def _matter(event: object) -> object:
+    """Equal for two events of which the later one says it all."""
+    if isinstance(event, Change) and event.news in (News.CHANGED, News.TRIED):
+        return event.news, event.worker and event.worker.place
+    return object()
 
 
 class Stopped(Exception):
@@ -79,10 +108,11 @@ class Gathering:
         return event
 
     def rest(self, seconds: float) -> None:
-        """Let so much time pass. Raises Stopped."""
+        """Let so much time pass, and log what comes. Raises Stopped."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            self._note_all(left)
+        while (event := self.next(deadline - time.monotonic())) is not None:
+            if isinstance(event, Arrived) and event.ends:
+                raise Stopped(event.number)
 
     def workers(self, usable: Callable[[Worker], bool] = is_ready, *, patient: bool = False) -> list[Worker]:
         """Those to begin with, in order. Raises Stopped.
@@ -94,7 +124,7 @@ class Gathering:
         known: set[tuple[int, bool]] = set()
         told = False
         while True:
-            self._note_all(LOOK)
+            self.rest(LOOK)
             there = [worker for worker in self._roster.workers() if worker.there and self.wants(worker)]
             odd = self._odd(there)
             free = [worker for worker in there if usable(worker) and worker not in odd]
@@ -124,13 +154,6 @@ class Gathering:
     def wants(self, worker: Worker) -> bool:
         """Whether the user wants this one."""
         return wanted(self._options, worker.hello)
-
-    def _note_all(self, timeout: float) -> None:
-        """Wait for events, and log all that have come. Raises Stopped."""
-        while (event := self.next(timeout)) is not None:
-            timeout = 0.0
-            if isinstance(event, Arrived) and event.ends:
-                raise Stopped(event.number)
 
     def _odd(self, there: Sequence[Worker]) -> list[Worker]:
         """Those that the llama.cpp would refuse, each told once."""

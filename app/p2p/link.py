@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import socket
 import ssl
@@ -40,6 +41,12 @@ CONNECT_TIMEOUT = 2.5
 """Seconds for TCP to reach one address: a millisecond on a LAN; a first packet that is lost is sent again after 1 s."""
 ANSWER_TIMEOUT = 4.0
 """Seconds for a worker's welcome, and for its hello: a round trip each, but its machine may be under load."""
+FRAME_PAUSE = 0.01
+"""Seconds before the next frame is read, so that a flood of them is held up at its sender."""
+STATUS_PAUSE = 0.2
+"""Seconds between two statuses that are told of, the newest of those that came: each may be a line in a log."""
+GOODBYE_TIMEOUT = 1.0
+"""Seconds for our goodbye to a worker that reads nothing."""
 
 Address = peers.Peer
 """Where to dial: a host name or a numeric address (link-local ones with `%interface`), and a port."""
@@ -165,24 +172,40 @@ class Link:
         *,
         ping_interval: float = PING_INTERVAL,
         silence_limit: float = SILENCE_LIMIT,
+        frame_pause: float = FRAME_PAUSE,
+        status_pause: float = STATUS_PAUSE,
     ) -> None:
         """Listen in a thread from now on. `on_end` is called once, the last of all; afterwards the link is closed."""
 
         def run() -> None:
-            end = self._listen(on_status, ping_interval, silence_limit)
+            end = self._listen(on_status, ping_interval, silence_limit, frame_pause, status_pause)
             self._talk.channel.close()
             on_end(end)
 
         Thread(target=run, name=f"link {self.address}", daemon=True).start()
 
-    def _listen(self, on_status: Callable[[Status], None], ping_interval: float, silence_limit: float) -> Ended:
+    def _listen(
+        self,
+        on_status: Callable[[Status], None],
+        ping_interval: float,
+        silence_limit: float,
+        frame_pause: float,
+        status_pause: float,
+    ) -> Ended:
         heard = pinged = time.monotonic()
+        told = -math.inf
+        news: Status | None = None
         try:
             while (now := time.monotonic()) < heard + silence_limit:
                 if now >= pinged + ping_interval:
                     self._talk.send(Ping())
                     pinged = now
-                wait = max(0.0, min(pinged + ping_interval, heard + silence_limit) - time.monotonic())
+                if news is not None and now >= told + status_pause:
+                    self.status = news
+                    on_status(news)
+                    news, told = None, now
+                due = math.inf if news is None else told + status_pause
+                wait = max(0.0, min(pinged + ping_interval, heard + silence_limit, due) - time.monotonic())
                 with suppress(TimeoutError):
                     message = self._talk.receive(Status, Ping, Pong, Bye, timeout=wait)
                     heard = time.monotonic()
@@ -191,8 +214,8 @@ class Link:
                     if isinstance(message, Ping):
                         self._talk.send(Pong())
                     if isinstance(message, Status):
-                        self.status = message
-                        on_status(message)
+                        news = message
+                    time.sleep(frame_pause)
         except PeerClosed:
             # Without a goodbye of the protocol's, unless it answers ours: then its process has gone.
             return Ended.CLOSED if self._leaving else Ended.CUT
@@ -207,9 +230,14 @@ class Link:
     def close(self, reason: str = "") -> None:
         """Say goodbye and end it, from any thread."""
         self._leaving = True
+        goodbye = Thread(target=self._say_bye, args=(reason,), name=f"goodbye {self.address}", daemon=True)
+        goodbye.start()
+        goodbye.join(GOODBYE_TIMEOUT)
+        self._talk.channel.close()
+
+    def _say_bye(self, reason: str) -> None:
         with suppress(ChannelError):
             self._talk.send(Bye(reason))
-        self._talk.channel.close()
 
 
 @contextmanager

@@ -29,6 +29,8 @@ STOP_LIMIT = 10.0
 """Seconds that llama-server has to finish after SIGTERM."""
 LATE_NEWS = 1.0
 """Seconds in which it turns out whether a worker was lost, when llama-server was faster to end than we to hear."""
+PATIENCE = 60.0
+"""Seconds of loading after which, and again after each of which, the user is told: the wait may be for a worker."""
 OUTPUT_LIMIT = 2.0
 """Seconds for the end of its log to come through the pipe."""
 
@@ -46,11 +48,26 @@ class Broke:
 class _Run:
     """What is known of one run of llama-server."""
 
+    workers: list[str]
+    """Names of those that it was given."""
+    reminder: float | None
+    """When the user is told that it is not ready, by `time.monotonic`; None once it is, or is to end."""
+    reminders: int = 0
+    """So far."""
+    deadline: float | None = None
+    """When it is ended by force, by the same clock."""
     lost: list[str] = field(default_factory=list)
     """Names of the workers whose tunnels broke."""
-    deadline: float | None = None
-    """When it is ended by force, by `time.monotonic`."""
     status: int | None = None
+
+    def left(self) -> float | None:
+        """Seconds until one of the two; None where nothing is due."""
+        due = self.reminder if self.deadline is None else self.deadline
+        return None if due is None else due - time.monotonic()
+
+    def end_by(self, deadline: float) -> None:
+        """It is to end by itself until then."""
+        self.reminder, self.deadline = None, deadline
 
 
 class Serving:
@@ -102,16 +119,17 @@ class Serving:
         self._check()
         endpoints = ",".join(map(self._endpoint, self._in_order(workers)))
         output = PassedOn(self._starter.start({RPC_VARIABLE: endpoints}, self._events.put), self._events.put)
-        run = _Run()
+        run = _Run([worker.name for worker in workers], time.monotonic() + PATIENCE)
         while run.status is None:
-            limit = None if run.deadline is None else max(0.0, run.deadline - time.monotonic())
-            event = self._gathering.next(limit)
-            if event is None:
+            event = self._gathering.next(run.left())
+            if event is not None:
+                self._take(run, event)
+            elif run.reminder is not None:
+                self._remind(run)
+            else:
                 log.info("llama-server has not ended by itself: it is killed")
                 self._starter.signal(signal.SIGKILL)
                 run.deadline = None
-            else:
-                self._take(run, event)
         output.wait_for_end(OUTPUT_LIMIT)
         if run.status and not run.lost and not self._stopping:
             self._hear_late(run)
@@ -119,8 +137,15 @@ class Serving:
 
     def _hear_late(self, run: _Run) -> None:
         deadline = time.monotonic() + LATE_NEWS
-        while not run.lost and (event := self._gathering.next(max(0.0, deadline - time.monotonic()))) is not None:
+        while not run.lost and (event := self._gathering.next(deadline - time.monotonic())) is not None:
             self._take(run, event)
+
+    def _remind(self, run: _Run) -> None:
+        """A load may take long, and may wait for ever for a worker that says nothing."""
+        run.reminders += 1
+        run.reminder = time.monotonic() + PATIENCE
+        who, seconds = " and ".join(run.workers), run.reminders * PATIENCE
+        log.warning("llama-server is not ready after %g s; it still loads, or waits for %s", seconds, who)
 
     def _take(self, run: _Run, event: object) -> None:
         """What has happened while llama-server runs."""
@@ -129,6 +154,7 @@ class Serving:
                 raise WorkerError("the process that starts llama-server was ended", "the system log may tell by whom")
             run.status = event.status
         elif isinstance(event, Ready):
+            run.reminder = None
             self._restarts.ready()
             self._show(event)
             systemd.notify(os.environ, systemd.READY, systemd.status(f"llama-server is ready on {event.url}"))
@@ -147,7 +173,8 @@ class Serving:
         run.lost.append(name)
         log.warning("%s was lost: llama-server cannot go on without it", name)
         systemd.notify(os.environ, systemd.status(f"{name} was lost"))
-        run.deadline = run.deadline or time.monotonic() + DOOMED
+        if run.deadline is None:
+            run.end_by(time.monotonic() + DOOMED)
 
     def _stop(self, run: _Run, arrived: Arrived) -> None:
         """The user wants an end; the second time at once."""
@@ -156,7 +183,7 @@ class Serving:
             return
         self._stopping = True
         systemd.notify(os.environ, systemd.STOPPING)
-        run.deadline = time.monotonic() + STOP_LIMIT
+        run.end_by(time.monotonic() + STOP_LIMIT)
         if not arrived.by_terminal:  # else it has had its own
             self._starter.signal(signal.SIGTERM)
 

@@ -27,6 +27,7 @@ from app.p2p.frames import (
     State,
     Status,
     Welcome,
+    encode,
 )
 from app.p2p.identity import Authority, PeerRefused, Role, authority, check_peer, mint, server_context
 from app.p2p.link import Address
@@ -88,6 +89,8 @@ class FakeWorker:
         """Reasons of the heads that said goodbye."""
         self.mute = False
         """Neither ping nor answer any more, as if the cable were pulled."""
+        self.flood: tuple[Status, ...] = ()
+        """What heads are told after the hello, in turn, as fast as they take it, until they have left."""
         self._hello = Hello(1, id, name or id, "0.1.0", "0.5.0", "0c1e57098", "on", status)
         self._change_hello = hello
         self._serve_data = serve or self._echo
@@ -190,6 +193,8 @@ class FakeWorker:
         pinged = time.monotonic()
         try:
             talk.send(self._change_hello(replace(self._hello, status=self.status)))
+            while self.flood:
+                talk.channel.write(b"".join(map(encode, self.flood * 100)))
             while True:
                 if not self.mute and time.monotonic() > pinged + 1:
                     talk.send(Ping())

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from app import __version__
+from app.p2p.channel import ChannelError
 from app.p2p.frames import Message, Purpose, Refused, Status
 from app.p2p.identity import Role, mint
 from app.p2p.link import Address, Ended, Head, Link, LinkError, Problem, greet, new_head
@@ -38,12 +39,10 @@ def dial(address: Address, head: Head = HEAD) -> Link:
 class Followed:
     """A link that is listened to, and what came of it."""
 
-    def __init__(self, link: Link, ping_interval: float = 5.0, silence_limit: float = 20.0) -> None:
+    def __init__(self, link: Link, **limits: float) -> None:
         self.statuses: list[Status] = []
         self.ended: Future[Ended] = Future()
-        link.follow(
-            self.statuses.append, self.ended.set_result, ping_interval=ping_interval, silence_limit=silence_limit
-        )
+        link.follow(self.statuses.append, self.ended.set_result, **limits)
 
     def end(self) -> Ended:
         return self.ended.result(HANG)
@@ -76,6 +75,64 @@ def test_what_the_worker_tells_arrives(worker: FakeWorker) -> None:
     eventually(lambda: followed.statuses == [BUSY])
     assert link.status == BUSY
     link.close()
+
+
+def numbered(number: int) -> Status:
+    """One of many statuses that differ."""
+    return replace(BUSY, since=number)
+
+
+def test_of_statuses_that_come_fast_the_newest_arrives(worker: FakeWorker) -> None:
+    link = dial(worker.address)
+    followed = Followed(link, status_pause=1.0)
+    for number in range(50):
+        worker.tell(numbered(number))
+    eventually(lambda: followed.statuses[-1:] == [numbered(49)])
+    assert link.status == numbered(49)
+    assert len(followed.statuses) < 50
+    link.close()
+
+
+def test_a_status_that_is_held_back_comes_without_another_frame(worker: FakeWorker) -> None:
+    worker.mute = True
+    link = dial(worker.address)
+    followed = Followed(link, status_pause=0.5)
+    worker.tell(numbered(1))
+    worker.tell(numbered(2))
+    eventually(lambda: followed.statuses[-1:] == [numbered(2)])
+    link.close()
+
+
+def test_a_worker_that_sends_much_is_read_slowly(worker: FakeWorker) -> None:
+    fast = Followed(dial(worker.address), frame_pause=0.0, status_pause=0.0)
+    slow = Followed(dial(worker.address, new_head(OURS, "slow", Purpose.LIST)), frame_pause=HANG, status_pause=0.0)
+    eventually(lambda: worker.controls == 2)
+    for number in range(20):
+        worker.tell(numbered(number))
+    eventually(lambda: len(fast.statuses) == 20)
+    assert len(slow.statuses) <= 1
+
+
+def test_a_worker_that_reads_nothing_does_not_keep_us(worker: FakeWorker) -> None:
+    link = dial(worker.address)
+    followed = Followed(link)
+    eventually(lambda: worker.controls)
+    [talk] = worker._controls
+    with talk.channel._reading:
+        stuck = threading.Thread(target=fill, args=(link,), daemon=True)
+        stuck.start()
+        eventually(link._talk.channel._sending.locked)
+        leaving = threading.Thread(target=link.close, args=("the head has ended",), daemon=True)
+        leaving.start()
+        leaving.join(HANG)
+        assert not leaving.is_alive()
+        assert followed.end() is Ended.CLOSED
+
+
+def fill(link: Link) -> None:
+    """Write more to the worker than there is room for on the way."""
+    with suppress(ChannelError):
+        link._talk.channel.write(bytes(1 << 28))
 
 
 def test_a_quiet_link_lives_by_its_pings(worker: FakeWorker) -> None:

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.p2p.fake_worker import READY, FakeWorker, eventually, new_token
+from tests.p2p.fake_worker import BUSY, READY, FakeWorker, eventually, new_token
 from tests.p2p.program import Program, command_line, environment, run, running
 from tests.p2p.test_session import COUNT, base_port, interrupt, read_until
 
@@ -205,6 +206,42 @@ def test_a_crash_of_its_own_after_it_was_ready_is_tried_again(bench: Bench, one:
         head.says("llama-server was killed by SIGABRT; it is started again in 1 s")
         eventually(lambda: len(bench.starts) == 2)
         assert not any("was lost" in line for line in head.err)
+
+
+def test_a_load_that_takes_long_is_told_of_until_it_is_through(bench: Bench, one: FakeWorker, two: FakeWorker) -> None:
+    two.gate.clear()
+    bench.env["PATIENCE"] = "0.25"
+    words = bench.words(one, two, how="idle")
+    with running(TOKEN, *words, entry=DOUBLE, env=bench.env) as head:
+        head.says("llama-server is not ready after 0.25 s; it still loads, or waits for box-1 and box-2")
+        head.says("llama-server is not ready after 0.75 s; it still loads, or waits for box-1 and box-2")
+        two.gate.set()
+        head.line()
+        head.send(signal.SIGTERM)
+        assert head.wait() == 0
+        assert len(bench.starts) == 1
+
+
+def test_one_that_is_ready_is_not_waited_for(bench: Bench, one: FakeWorker) -> None:
+    bench.env["PATIENCE"] = "3"
+    with bench.serving(one, how="idle") as head:
+        told = [line for line in head.err if "is not ready" in line]
+        time.sleep(4)
+        assert [line for line in head.err if "is not ready" in line] == told
+
+
+def test_workers_that_flood_delay_neither_the_end_of_the_search_nor_a_signal(
+    bench: Bench, one: FakeWorker, two: FakeWorker
+) -> None:
+    one.flood = two.flood = (BUSY, READY, READY)
+    words = bench.words(one, two, flags=("--timeout", 2, "--workers", 3))
+    status, _, err = run(TOKEN, *words, entry=DOUBLE, env=bench.env)
+    assert status == 6
+    assert any(re.search(r"error: .* after 2 s", line) for line in err)
+    assert len(err) < 200
+    with bench.serving(one, two, flags=("--workers", 1), how="idle") as head:
+        head.send(signal.SIGTERM)
+        assert head.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
