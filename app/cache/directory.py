@@ -63,10 +63,14 @@ def own_directory(environ: Mapping[str, str]) -> Path:
 
 
 def check_safe(directory: Path) -> None:
-    """Raise `WorkerError` if another user could put weights there. Root may look after the cache of another user."""
+    """Raise `WorkerError` if another user could put weights there.
+
+    Root trusts one other user: the one in whose home the cache is.
+    """
     place = Path(os.path.realpath(directory))
     ways = [(way, way.stat()) for way in (place, *place.parents, *directory.absolute().parents) if way.exists()]
-    owner = ways[0][1].st_uid if os.geteuid() == 0 else None
+    others = {status.st_uid for _, status in ways} - {0}
+    owner = min(others) if os.geteuid() == 0 and len(others) == 1 else None
     try:
         for way, status in ways:
             check_owner(status, way, sticky=way != place, owner=owner)

@@ -135,7 +135,7 @@ def test_names_are_looked_at_up_to_a_limit(directory: Path, monkeypatch: pytest.
         (".", 0o777, nobody, "rpc can be written by other users"),
         (".", 0o1777, 0, "rpc can be written by other users"),  # sticky, but there names are believed
         ("..", 0o777, 0, "cache can be written by other users"),
-        ("..", 0o700, nobody, "cache belongs to another user"),
+        ("..", 0o700, nobody, None),  # root with the HOME of a user
     ],
 )
 def test_nobody_else_may_plant_weights(directory: Path, place: str, mode: int, owner: int, error: str | None) -> None:
@@ -147,6 +147,14 @@ def test_nobody_else_may_plant_weights(directory: Path, place: str, mode: int, o
     with pytest.raises(WorkerError, match=error) as raised:
         check_safe(directory)
     assert "LLAMA_CACHE" in raised.value.hint
+
+
+@needs_root
+def test_root_trusts_no_two_users(directory: Path) -> None:
+    os.chown(directory, nobody, -1)
+    os.chown(directory.parent, nobody - 1, -1)
+    with pytest.raises(WorkerError, match="belongs to another user"):
+        check_safe(directory)
 
 
 def test_a_link_to_a_place_that_others_can_write_to(directory: Path, tmp_path: Path) -> None:
