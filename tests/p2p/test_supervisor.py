@@ -424,4 +424,8 @@ def test_restarts_cost_no_descriptor_and_no_thread(
         watched.wait_for(Ready, times=number + 2)
         for _ in range(5):
             assert answers(watched.supervisor)
-    assert wait_until(lambda: held() == before), (held(), before)  # the keeper lets go just after it has answered
+
+    def no_more() -> bool:  # fewer there may be: what other tests left goes as well
+        return all(now <= then for now, then in zip(held(), before, strict=True))
+
+    assert wait_until(no_more), (held(), before)  # the keeper lets go just after it has answered
