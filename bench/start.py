@@ -21,7 +21,7 @@ def run() -> None:
     bare_server = str(given("WORKER_TEST_SERVER"))
     rows: list[Row] = []
     for label, variable, megabytes in (
-        ("worker", "WORKER_TEST_BINARY", 24),
+        ("worker", "WORKER_TEST_BINARY", 28),
         ("worker-nop2p", "WORKER_TEST_SMALL_BINARY", 16),
     ):
         binary = str(given(variable))
