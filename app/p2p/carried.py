@@ -14,14 +14,13 @@ from app.options import BenchOptions, ServeOptions
 from app.p2p import programs, signals
 from app.p2p.command import PLACEHOLDER, Command
 from app.p2p.frames import Purpose
-from app.p2p.gathering import Events, Gathering, wanted
+from app.p2p.gathering import Gathering, reach
 from app.p2p.restarts import Restarts
 from app.p2p.search import Search
 from app.p2p.server_log import TALKATIVE
-from app.p2p.serving import Broke, Serving
+from app.p2p.serving import Serving
 from app.p2p.session import Session
 from app.p2p.starter import Starter
-from app.p2p.tunnel import Tunnels
 
 _RPC = ("--rpc", "-rpc")
 """llama-server knows the first, llama-bench both."""
@@ -36,24 +35,15 @@ def serve(options: ServeOptions, extra: list[str] | None) -> int:
     onefile.mark()
     leave_no_core()
     program = programs.prepare("llama-server", os.environ, options.backend_assets_path)
-    client = _rpc_protocol()
     mask = signals.block()
     # No thread exists yet.
-    with closing(Starter([str(program.path), *arguments], _DEFAULTS | program.env, mask)) as starter:
-        events = Events()
-        signals.listen(events.put)
-        head = search.head()
-        with (
-            search.roster(head, events.put, lambda hello: wanted(options, hello)) as roster,
-            closing(Tunnels(head, roster.worker, options.base_port, lambda place: events.put(Broke(place)))) as tunnels,
-        ):
-            gathering = Gathering(options, roster, events, client)
-            restarts = Restarts(not options.no_restart, time.monotonic)
-            serving = Serving(
-                gathering, tunnels, roster.worker, events, starter, restarts,
-                head=head.name, check=programs.refuse_foreign_backends,
-            )  # fmt: skip
-            return serving.run()
+    with (
+        closing(Starter([str(program.path), *arguments], _DEFAULTS | program.env, mask)) as starter,
+        reach(search, options) as reached,
+    ):
+        gathering = Gathering(options, reached.roster, reached.events, _rpc_protocol())
+        restarts = Restarts(not options.no_restart, time.monotonic)
+        return Serving(gathering, reached, starter, restarts, programs.refuse_foreign_backends).run()
 
 
 def bench(options: BenchOptions, extra: list[str] | None) -> int:
@@ -63,18 +53,11 @@ def bench(options: BenchOptions, extra: list[str] | None) -> int:
     onefile.mark()
     leave_no_core()
     program = programs.prepare("llama-bench", os.environ, options.backend_assets_path)
-    client = _rpc_protocol()
     mask = signals.block()
     # It reads its workers from no variable. No thread exists yet.
     command = Command([str(program.path), *arguments, _RPC[0], PLACEHOLDER], program.env, mask)
-    events = Events()
-    signals.listen(events.put)
-    head = search.head()
-    with (
-        search.roster(head, events.put, lambda hello: wanted(options, hello)) as roster,
-        closing(Tunnels(head, roster.worker, options.base_port)) as tunnels,
-    ):
-        return Session(options, roster, tunnels, events, command, client).run()
+    with reach(search, options) as reached:
+        return Session(options, reached, command, _rpc_protocol()).run()
 
 
 def _checked(name: str, extra: Sequence[str] | None) -> list[str]:

@@ -6,18 +6,22 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from threading import Condition
 
 from app.errors import WorkerError
 from app.options import ConnectOptions
-from app.p2p import protocol
+from app.p2p import protocol, signals
 from app.p2p.dialer import Found
 from app.p2p.frames import Hello, State
+from app.p2p.link import Head
 from app.p2p.listing import Chronicle, state
 from app.p2p.roster import Change, News, Roster, Worker
-from app.p2p.search import not_found, refused
+from app.p2p.search import Search, not_found, refused
 from app.p2p.signals import Arrived
+from app.p2p.tunnel import Tunnels
 
 QUIET = 1.5
 """Seconds without a new worker after which those that are there are all, when no number was given."""
@@ -66,6 +70,36 @@ def _matter(event: object) -> object:
     if isinstance(event, Change) and event.news in (News.CHANGED, News.TRIED):
         return event.news, event.worker and event.worker.place
     return object()
+
+
+@dataclass(frozen=True)
+class Broke:
+    """A tunnel to the worker of that place has broken."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a head has of the workers: who it is there, what happens, who is there, and the ways to them."""
+
+    head: Head
+    events: Events
+    roster: Roster
+    tunnels: Tunnels
+
+
+@contextmanager
+def reach(search: Search, options: ConnectOptions) -> Iterator[Reach]:
+    """Look for workers until the end. Starts threads; signals, which the caller has blocked, are events from now on."""
+    events = Events()
+    signals.listen(events.put)
+    head = search.head()
+    with (
+        search.roster(head, events.put, lambda hello: wanted(options, hello)) as roster,
+        closing(Tunnels(head, roster.worker, options.base_port, lambda place: events.put(Broke(place)))) as tunnels,
+    ):
+        yield Reach(head, events, roster, tunnels)
 
 
 class Stopped(Exception):

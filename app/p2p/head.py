@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from contextlib import closing
 
 from app import onefile
 from app.console import live_table, print_table
@@ -16,13 +15,12 @@ from app.options import ConnectOptions, ListOptions
 from app.p2p import signals
 from app.p2p.command import Command
 from app.p2p.frames import Purpose
-from app.p2p.gathering import Events, wanted
+from app.p2p.gathering import Events, reach
 from app.p2p.listing import Chronicle, as_json, failure_as_json, overview
 from app.p2p.roster import Change, News, Roster
 from app.p2p.search import Search, not_found, refused
 from app.p2p.session import REDRAW, Session
 from app.p2p.signals import Arrived
-from app.p2p.tunnel import Tunnels
 
 
 def connect(options: ConnectOptions, extra: list[str] | None) -> int:
@@ -34,14 +32,8 @@ def connect(options: ConnectOptions, extra: list[str] | None) -> int:
     mask = signals.block()
     command = Command(extra, user_environment(os.environ), mask) if extra else None  # no thread exists yet
     leave_no_core()  # ours only, not the command's
-    events = Events()
-    signals.listen(events.put)
-    head = search.head()
-    with (
-        search.roster(head, events.put, lambda hello: wanted(options, hello)) as roster,
-        closing(Tunnels(head, roster.worker, options.base_port)) as tunnels,
-    ):
-        return Session(options, roster, tunnels, events, command).run()
+    with reach(search, options) as reached:
+        return Session(options, reached, command).run()
 
 
 def list_workers(options: ListOptions, extra: list[str] | None) -> int:  # noqa: ARG001 - every command has it

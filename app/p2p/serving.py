@@ -14,13 +14,12 @@ from app.launch import tell_status
 from app.p2p import systemd
 from app.p2p.command import RPC_VARIABLE
 from app.p2p.frames import State
-from app.p2p.gathering import Events, Gathering, Stopped, is_ready
+from app.p2p.gathering import Broke, Gathering, Reach, Stopped, is_ready
 from app.p2p.restarts import Restarts
 from app.p2p.roster import Change, Worker
 from app.p2p.server_log import HERE, PassedOn, Ready
 from app.p2p.signals import Arrived
 from app.p2p.starter import Ended, Starter
-from app.p2p.tunnel import Tunnels
 
 DOOMED = 3.0
 """Seconds in which llama-server ends by itself once a worker is lost; an idle one does not notice, and can answer
@@ -35,13 +34,6 @@ OUTPUT_LIMIT = 2.0
 """Seconds for the end of its log to come through the pipe."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Broke:
-    """A tunnel to the worker of that place has broken: what the `Tunnels` of a `Serving` are to put into its events."""
-
-    place: int
 
 
 @dataclass
@@ -76,23 +68,19 @@ class Serving:
     def __init__(
         self,
         gathering: Gathering,
-        tunnels: Tunnels,
-        worker: Callable[[int], Worker],
-        events: Events,
+        reached: Reach,
         starter: Starter,
         restarts: Restarts,
-        *,
-        head: str,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None],
     ) -> None:
-        """`worker` is `Roster.worker`. `head` is our name at the workers. `check` raises where no start may be made."""
+        """`check` raises where no start may be made."""
         self._gathering = gathering
-        self._tunnels = tunnels
-        self._worker = worker
-        self._events = events
+        self._tunnels = reached.tunnels
+        self._worker = reached.roster.worker
+        self._events = reached.events
         self._starter = starter
         self._restarts = restarts
-        self._head = head
+        self._head = reached.head.name
         self._check = check
         self._places: list[int] = []
         """Of the workers that llama-server has had, in the order in which it is told of them."""

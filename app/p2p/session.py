@@ -14,11 +14,10 @@ from app.options import ConnectOptions
 from app.p2p import protocol
 from app.p2p.command import Command
 from app.p2p.frames import State
-from app.p2p.gathering import Events, Gathering, Stopped
+from app.p2p.gathering import Broke, Gathering, Reach, Stopped
 from app.p2p.listing import Traffics, TunnelView
-from app.p2p.roster import Change, Roster, Worker
+from app.p2p.roster import Change, Worker
 from app.p2p.signals import Arrived
-from app.p2p.tunnel import Tunnels
 
 REDRAW = 1.0
 """Seconds between two states of the live table."""
@@ -31,26 +30,24 @@ class Session:
     def __init__(
         self,
         options: ConnectOptions,
-        roster: Roster,
-        tunnels: Tunnels,
-        events: Events,
+        reached: Reach,
         command: Command | None,
         client: str | None = None,
     ) -> None:
         """`client`: the RPC protocol that `command` speaks, where that is known."""
         self._options = options
-        self._roster = roster
-        self._tunnels = tunnels
-        self._events = events
+        self._roster = reached.roster
+        self._tunnels = reached.tunnels
         self._command = command
         self._client = client
-        self._gathering = Gathering(options, roster, events, client)
+        self._gathering = Gathering(options, reached.roster, reached.events, client)
         self._rpc: list[str] = []
         """Endpoints, as they were given to llama.cpp."""
         self._version = ""
         """Of the RPC protocol, of the workers that were given to it."""
         self._odd: set[tuple[int, str]] = set()
         self._told_how_to_add = False
+        self._told_of_the_end = False
 
     def run(self) -> int:
         """The exit status of the command, or ours. Raises WorkerError."""
@@ -88,8 +85,18 @@ class Session:
                     if self._command is None:
                         return ExitCode.OK
                     self._command.pass_on(event)
+                elif isinstance(event, Broke):
+                    self._say_what_that_does()
                 elif isinstance(event, Change) and event.worker is not None:
                     self._adapt(event.worker)
+
+    def _say_what_that_does(self) -> None:
+        if not self._told_of_the_end:
+            self._told_of_the_end = True
+            log.warning(
+                "llama.cpp ends (GGML_ABORT) when it loses one of its workers; "
+                "start it again then: the ports of the tunnels stay the same"
+            )
 
     def _adapt(self, worker: Worker) -> None:
         """Bring the tunnels in step with what has become of a worker."""

@@ -40,17 +40,16 @@ class Tunnels:
         head: Head,
         worker: Callable[[int], Worker],
         base_port: int,
-        broke: Callable[[int], None] | None = None,
+        broke: Callable[[int], None],
     ) -> None:
         """`worker` tells, from any thread, what is known of the worker of a place. `broke` is told, from any thread,
-        of which place a tunnel broke; without it the log explains what that does to llama.cpp.
+        of which place a tunnel broke.
         """
         self._head = head
         self._worker = worker
         self._next_port = base_port
         self._tunnels: dict[int, Tunnel] = {}
-        self._broke = broke or self._explain
-        self._explained = False
+        self._broke = broke
 
     def open(self, place: int) -> Tunnel:
         """The tunnel of that place: it keeps its port while the worker comes and goes. Raises WorkerError."""
@@ -80,14 +79,6 @@ class Tunnels:
             self._next_port = port + 1
             return listener
         raise WorkerError(f"no port is free from {self._next_port} on", "choose others with --base-port")
-
-    def _explain(self, _: int) -> None:
-        if not self._explained:
-            self._explained = True
-            log.warning(
-                "llama.cpp ends (GGML_ABORT) when it loses one of its workers; "
-                "start it again then: the ports of the tunnels stay the same"
-            )
 
 
 class Tunnel:

@@ -367,7 +367,7 @@ def test_the_log_follows_workers_and_the_port_stays(one: FakeWorker) -> None:
             assert ask(endpoint, b"again") == b"again"
 
 
-def test_a_tunnel_that_breaks_is_told_of(one: FakeWorker) -> None:
+def test_a_tunnel_that_breaks_is_told_of_with_what_it_does_to_llama_cpp(one: FakeWorker) -> None:
     with running(TOKEN, *at_once(one)) as head:
         [endpoint] = endpoints(head.line())
         with socket.create_connection(endpoint, timeout=HANG) as client:
@@ -377,6 +377,13 @@ def test_a_tunnel_that_breaks_is_told_of(one: FakeWorker) -> None:
             assert client.recv(1) == b""
         head.says("the tunnel to box-1 was cut off")
         head.says("GGML_ABORT")
+        head.says("lost: box-1")
+        with socket.create_connection(endpoint, timeout=HANG) as client:
+            assert client.recv(1) == b""
+        head.says("box-1 is not there")
+        head.send(signal.SIGTERM)
+        assert head.wait() == 0
+        assert len([line for line in head.err if "GGML_ABORT" in line]) == 1
 
 
 @pytest.mark.parametrize(
