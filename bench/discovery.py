@@ -19,12 +19,14 @@ _SEEN = """
 import json, sys, time
 from app.p2p.announcer import Announcer
 from app.p2p.browser import Browser
+from app.p2p.token import generate, network, parse
 from threading import Event
 seen = Event()
-browser = Browser(["ab" * 16], lambda _: seen.set(), lambda _: None)
+ours = network(parse(generate()))
+browser = Browser([ours], lambda _: seen.set(), lambda _: None)
 browser.start()
 time.sleep(2)
-worker = Announcer("bench", ["ab" * 16], port=25052, protocol=1)
+worker = Announcer("bench", [ours], port=25052, protocol=1)
 for _ in range(int(sys.argv[1])):
     started = time.perf_counter()
     worker.announce("7.0.0")
@@ -39,6 +41,7 @@ worker.close(); browser.close()
 _MANY = """
 import sys
 from zeroconf import ServiceInfo, Zeroconf
+from app.p2p.announcement import Announcement, write
 from app.p2p.identity import Role, authority, mint, server_context
 from app.p2p.lender import Lender
 from app.p2p.listening import listen
@@ -56,7 +59,7 @@ for number in range(int(sys.argv[3])):
     about = About(name, name, "0", "0", "0", lambda: "on")
     relay = Relay(server_context([mint(ca, Role.WORKER, name)]), about, NoServer(), lender)
     relay.start([listen(sys.argv[2], 30000 + number)])
-    properties = {"v": "1", "tag": ca.tag, "id": name, "rpc": "7.0.0"}
+    properties = write(Announcement(name, name, 30000 + number, ca.tag, 1, "7.0.0"), ca.network)
     info = ServiceInfo(SERVICE, f"{name}.{SERVICE}", 30000 + number, properties=properties,
                        server=f"{name}.local.", parsed_addresses=[sys.argv[2]])
     zeroconf.loop.call_soon_threadsafe(zeroconf.registry.async_add, info)

@@ -35,7 +35,7 @@ LAYERS = [
         "app.p2p.backoff",
     ],
     ["app.p2p.identity", "app.p2p.frames", "app.p2p.lease", "app.p2p.rpc", "app.p2p.gate", "app.p2p.listening"],
-    ["app.p2p.server_cache"],
+    ["app.p2p.server_cache", "app.p2p.announcement"],
     ["app.p2p.landlock", "app.p2p.privileges", "app.p2p.seccomp"],
     [
         "app.p2p.membership",

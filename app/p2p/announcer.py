@@ -6,27 +6,19 @@ import asyncio
 import ipaddress
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from zeroconf import ServiceInfo, Zeroconf
 
 from app.errors import usage_error
+from app.p2p.announcement import Announcement, write
 from app.p2p.mdns import MAX_ADDRESSES, SERVICE, Mdns, call
 from app.p2p.peers import parse_peer
+from app.p2p.token import Network
 
 # What is remembered of a worker that ended without a goodbye is a dead hint, so
 # make it short: the least that zeroconf accepts (RFC 6762, 10, suggests 4500).
 _TTL = 1125
-
-
-@dataclass(frozen=True)
-class _Statement:
-    """What is announced at a time."""
-
-    labels: tuple[str, ...]
-    """One for each network."""
-    rpc: str
 
 
 class Announcer(Mdns):
@@ -41,7 +33,7 @@ class Announcer(Mdns):
     def __init__(
         self,
         worker_id: str,
-        tags: Sequence[str],
+        networks: Sequence[Network],
         *,
         port: int,
         protocol: int,
@@ -52,26 +44,36 @@ class Announcer(Mdns):
         """`advertise`, ADDR[:PORT], is announced in place of the machine's own; a usage error when it is no address."""
         super().__init__(interfaces, enabled)
         self._worker_id = worker_id
-        self._tags = tuple(tags)
+        self._networks = tuple(networks)
         self._port = port
         self._protocol = protocol
         self._advertised = ""
         if advertise is not None:
             peer = parse_peer(advertise, port)
             self._advertised, self._port = _numeric(peer.host), peer.port
-        self._wanted: _Statement | None = None
-        self._said: _Statement | None = None
+        self._wanted: tuple[Announcement, ...] = ()
+        """One for each network."""
+        self._said: tuple[Announcement, ...] = ()
         self._announcing: list[asyncio.Future[Any]] = []
 
     def announce(self, rpc: str) -> None:
         """Say that the worker serves llama.cpp's RPC protocol `rpc`, until `withdraw` or `close`."""
-        labels = tuple(f"{self._worker_id}-{secrets.token_hex(4)}" for _ in self._tags)
-        self._wanted = _Statement(labels, rpc)
+        self._wanted = tuple(
+            Announcement(
+                f"{self._worker_id}-{secrets.token_hex(4)}".lower(),
+                self._worker_id,
+                self._port,
+                network.tag,
+                self._protocol,
+                rpc,
+            )
+            for network in self._networks
+        )
         self._wake()
 
     def withdraw(self) -> None:
         """Say goodbye. Heads keep the connections they have."""
-        self._wanted = None
+        self._wanted = ()
         if self._thread.is_alive():
             self._wake()
 
@@ -81,7 +83,7 @@ class Announcer(Mdns):
             self._said = wanted
             call(zeroconf, self._say(zeroconf, said, wanted))
 
-    async def _say(self, zeroconf: Zeroconf, said: _Statement | None, wanted: _Statement | None) -> None:
+    async def _say(self, zeroconf: Zeroconf, said: Sequence[Announcement], wanted: Sequence[Announcement]) -> None:
         """In zeroconf's thread."""
         self._hush()
         for info in self._infos(said):
@@ -97,26 +99,25 @@ class Announcer(Mdns):
         self._announcing.clear()
 
     def _finish(self, zeroconf: Zeroconf) -> None:
-        self._said = None
+        self._said = ()
         if zeroconf.loop is not None:
             zeroconf.loop.call_soon_threadsafe(self._hush)
 
-    def _infos(self, statement: _Statement | None) -> list[ServiceInfo]:
-        if statement is None:
-            return []
+    def _infos(self, announcements: Sequence[Announcement]) -> list[ServiceInfo]:
+        """Of one for each network, or of none."""
         own = [str(address.ip) for one in self._interfaces for address in one.addresses]
         addresses = [self._advertised] if self._advertised else own[:MAX_ADDRESSES]
         return [
             ServiceInfo(
                 SERVICE,
-                f"{label}.{SERVICE}",
-                self._port,
-                properties={"v": str(self._protocol), "tag": tag, "id": self._worker_id, "rpc": statement.rpc},
-                server=f"{label}.local.",  # the machine's own name is nobody's business
+                f"{announcement.instance}.{SERVICE}",
+                announcement.port,
+                properties=write(announcement, network),
+                server=f"{announcement.instance}.local.",  # the machine's own name is nobody's business
                 other_ttl=_TTL,
                 parsed_addresses=addresses,
             )
-            for label, tag in zip(statement.labels, self._tags, strict=True)
+            for announcement, network in zip(announcements, self._networks, strict=False)
         ]
 
 

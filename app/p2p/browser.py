@@ -5,54 +5,46 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import re
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from zeroconf import BadTypeInNameException, DNSQuestionType, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
 
-from app.p2p.identity import ID_PATTERN
-from app.p2p.mdns import MAX_ADDRESSES, SERVICE, Mdns
+from app.p2p.announcement import Announcement, read
+from app.p2p.mdns import MAX_ADDRESSES, SERVICE, Mdns, call
+from app.p2p.token import Network
 
 MAX_SIGHTINGS = 512
-"""Announcements remembered at a time: more than a LAN has workers, and little memory when somebody invents them."""
+"""Announcements remembered at a time: more than a LAN has workers."""
 MAX_QUESTIONS = 16
 """Incomplete announcements asked about at a time. Ours are complete, and so are most others'."""
 ASK_AGAIN = 60.0
 """Seconds after which a browser asks anew. zeroconf's does so in its first 14 s only, and Wi-Fi loses multicast."""
 QUESTION_TIMEOUT_MS = 3000
-
-_PORTS = range(1, 65536)
-_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
-_RPC = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}")
+MAX_RECORDS = 8192
+"""Of all mDNS, heard at a time. At 10,000 zeroconf begins to forget whatever expires first, which in a flood is
+what is genuine.
+"""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sighting:
-    """What one announcement says, checked for form and for nothing else.
+class Sighting(Announcement):
+    """An announcement, and where it is said to lead.
 
     A worker of one id may be sighted several times: it is announced anew after
     every start, and cloned machines share an id.
     """
 
-    instance: str
-    """Tells announcements apart."""
-    worker_id: str
     addresses: tuple[str, ...]
     """Numeric and on one of our links, IPv4 first; link-local ones with `%interface`."""
-    port: int
-    tag: str
-    protocol: int
-    rpc: str
-    """llama.cpp's RPC protocol, such as `7.0.0`."""
 
 
 class Browser(Mdns, ServiceListener):
-    """Watches the workers that announce one of `tags`.
+    """Watches the workers that members of `networks` announce.
 
     `found` is called with each sighting and with each change of one; `gone` when it
     says goodbye, expires, makes room for a newer one, or our own links change: then
@@ -61,7 +53,7 @@ class Browser(Mdns, ServiceListener):
 
     def __init__(
         self,
-        tags: Collection[str],
+        networks: Collection[Network],
         found: Callable[[Sighting], None],
         gone: Callable[[Sighting], None],
         *,
@@ -69,13 +61,14 @@ class Browser(Mdns, ServiceListener):
         enabled: bool = True,
     ) -> None:
         super().__init__(interfaces, enabled)
-        self._tags = frozenset(tags)
+        self._networks = tuple(networks)
         self._found = found
         self._gone = gone
         self._sightings: dict[str, Sighting] = {}
         self._asking: dict[str, Future[bool]] = {}
         self._browser: ServiceBrowser | None = None
         self._ask_at = 0.0
+        self._told_of_a_flood = False
 
     def start(self) -> None:
         """Begin to look."""
@@ -90,6 +83,16 @@ class Browser(Mdns, ServiceListener):
             # Answers for one program would go astray where several on a machine share the port (RFC 6762, 15.1).
             self._browser = ServiceBrowser(zeroconf, SERVICE, listener=self, question_type=DNSQuestionType.QM)
             self._ask_at = now + ASK_AGAIN
+
+    def _is_spoilt(self, zeroconf: Zeroconf) -> bool:
+        if call(zeroconf, _records(zeroconf)) < MAX_RECORDS:
+            return False
+        if not self._told_of_a_flood:
+            self._told_of_a_flood = True
+            log.warning(
+                "somebody floods mDNS: workers are found late, or not at all unless --peer HOST:PORT names them"
+            )
+        return True
 
     def _finish(self, zeroconf: Zeroconf) -> None:  # noqa: ARG002 - the browser knows it
         if self._browser is not None:
@@ -113,6 +116,7 @@ class Browser(Mdns, ServiceListener):
         self._heard(None, name)
 
     def _heard(self, zeroconf: Zeroconf | None, name: str) -> None:
+        name = name.lower()  # or each spelling would be another worker
         try:
             if zeroconf is None:
                 self._lose(name)
@@ -131,9 +135,8 @@ class Browser(Mdns, ServiceListener):
                 self._ask(zeroconf, info)
             return
         sighting = self._read(info)
-        if sighting is None:
-            self._lose(name)
-        elif sighting != self._sightings.get(name):
+        # What nobody has proved does not take back what somebody has.
+        if sighting is not None and sighting != self._sightings.get(name):
             if name not in self._sightings and len(self._sightings) >= MAX_SIGHTINGS:
                 # The oldest has had its chance to be dialled; a newcomer may be genuine.
                 self._lose(next(iter(self._sightings)))
@@ -155,17 +158,17 @@ class Browser(Mdns, ServiceListener):
         question.add_done_callback(lambda _: self._asking.pop(name, None))
 
     def _read(self, info: ServiceInfo) -> Sighting | None:
-        """What the announcement says; None when it is not of our network or not one of ours."""
-        instance = info.get_name()
-        text = {key: value.decode("ascii", "replace") for key, value in info.properties.items() if value is not None}
-        tag, worker_id, rpc, version = (text.get(key, "") for key in (b"tag", b"id", b"rpc", b"v"))
-        port = info.port or 0
-        if tag not in self._tags or port not in _PORTS or not _LABEL.fullmatch(instance):
-            return None
-        if not (re.fullmatch(ID_PATTERN, worker_id) and _RPC.fullmatch(rpc) and re.fullmatch("[0-9]{1,4}", version)):
+        """What is announced; None when no member of our network says it, or it leads nowhere."""
+        announcement = read(self._networks, info.get_name(), info.port, info.properties)
+        if announcement is None:
             return None
         heard = [ipaddress.ip_address(address) for address in info.parsed_scoped_addresses()[: 4 * MAX_ADDRESSES]]
         heard.sort(key=lambda address: (address.version, address.is_link_local))
         dialable = [one.dialable(address) for address in heard for one in self._interfaces]
         addresses = tuple(dict.fromkeys(address for address in dialable if address is not None))[:MAX_ADDRESSES]
-        return Sighting(instance, worker_id, addresses, port, tag, int(version), rpc) if addresses else None
+        return Sighting(**asdict(announcement), addresses=addresses) if addresses else None
+
+
+async def _records(zeroconf: Zeroconf) -> int:
+    """How many it remembers."""
+    return sum(map(len, zeroconf.cache.cache.values()))

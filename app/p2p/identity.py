@@ -53,9 +53,14 @@ class PeerRefused(Exception):
 class Authority:
     """A network's CA: every member derives the same one."""
 
-    tag: str
+    network: Network
     certificate: x509.Certificate
     key: Ed25519PrivateKey = field(repr=False)
+
+    @property
+    def tag(self) -> str:
+        """The network's name for everybody."""
+        return self.network.tag
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def authority(network: Network) -> Authority:
         .add_extension(_usage(leaf=False), critical=True)
         .sign(key, algorithm=None)
     )
-    return Authority(network.tag, certificate, key)
+    return Authority(network, certificate, key)
 
 
 def mint(authority: Authority, role: Role, id: str) -> Leaf:

@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Collection, Coroutine
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from zeroconf import Zeroconf
 
@@ -29,6 +29,8 @@ CLOSE_TIMEOUT = 3.0
 """Seconds for the goodbye, which is sent three times within a quarter of one."""
 
 _MDNS_PORT = 5353
+
+ResultT = TypeVar("ResultT")
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,10 @@ class Mdns:
     def _work(self, zeroconf: Zeroconf) -> None:
         """Bring about what is wanted."""
         raise NotImplementedError
+
+    def _is_spoilt(self, zeroconf: Zeroconf) -> bool:  # noqa: ARG002 - for those to whom it is
+        """Whether `zeroconf` is of no use any more, and another one is to take its place."""
+        return False
 
     def _finish(self, zeroconf: Zeroconf) -> None:
         """Before `zeroconf` says goodbye and is closed."""
@@ -97,7 +103,7 @@ class Mdns:
 
     def _step(self) -> None:
         interfaces = suitable(self._named)
-        if interfaces != self._interfaces:
+        if interfaces != self._interfaces or (self._zeroconf is not None and self._is_spoilt(self._zeroconf)):
             # Begin anew. What was heard on the old links is no hint any more, and
             # while it is remembered nobody would say it again (RFC 6762, 7.1).
             self._shut()
@@ -129,6 +135,7 @@ def _open(senders: list[str]) -> Zeroconf:
     return Zeroconf(interfaces=senders, use_asyncio=False)
 
 
-def call(zeroconf: Zeroconf, coroutine: Coroutine[Any, Any, Any]) -> None:
+def call(zeroconf: Zeroconf, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """What it returns in zeroconf's thread."""
     assert zeroconf.loop is not None
-    asyncio.run_coroutine_threadsafe(coroutine, zeroconf.loop).result(CALL_TIMEOUT)
+    return asyncio.run_coroutine_threadsafe(coroutine, zeroconf.loop).result(CALL_TIMEOUT)

@@ -61,7 +61,7 @@ class Search:
         for rank, peer in enumerate(dict.fromkeys(self._peers)):
             roster.add(Candidate(peer, (peer,), Found.PEER, rank))
         browser = Browser(
-            [head.tag],
+            [self._authority.network],
             lambda sighting: roster.add(_announced(sighting)),
             lambda sighting: roster.remove(sighting.instance),
             interfaces=self._options.interface,

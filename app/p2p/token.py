@@ -1,4 +1,4 @@
-"""Make, parse and check a token; derive a network's public tag and CA seed from it."""
+"""Make, parse and check a token; derive a network's public tag and its secrets from it."""
 
 from __future__ import annotations
 
@@ -78,6 +78,8 @@ class Network:
     """32 hexadecimal digits, public: announced by mDNS and sent as the TLS server name."""
     ca_seed: bytes = field(repr=False)
     """The 32 bytes of the network's Ed25519 CA key."""
+    announcement_key: bytes = field(repr=False)
+    """The 32 bytes of the key with which members prove what they announce."""
 
 
 def generate() -> str:
@@ -143,6 +145,7 @@ def network(token: Token, network_id: str = "") -> Network:
     return Network(
         tag=_derive(token.secret, b"tag", name, 16).hex(),
         ca_seed=_derive(token.secret, b"ca", name, 32),
+        announcement_key=_derive(token.secret, b"announcement", name, 32),
     )
 
 

@@ -70,7 +70,7 @@ def work(options: P2pOptions, extra: list[str] | None) -> int:
         relay = Relay(context, about, server, lender)
         announcer = Announcer(
             identity.text,
-            [authority.tag for authority in authorities],
+            [authority.network for authority in authorities],
             port=port,
             protocol=PROTOCOL,
             interfaces=options.interface,

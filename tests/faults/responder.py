@@ -1,7 +1,8 @@
-"""Says on a link what no worker said: `python -m tests.faults.responder crowd|invent TOKEN COUNT ADDRESS`.
+"""Says on a link what no worker said: `python -m tests.faults.responder crowd|invent|forge TOKEN COUNT ADDRESS`.
 
 `crowd` is COUNT workers in one process: real TLS on a port each, and an answer to every question on mDNS.
-`invent` announces COUNT workers that are not there, a third of them off this link, and says when it is through.
+`invent` announces, as a member could, COUNT workers that are not there, a third of them off this link, and says when
+it is through. `forge` does it as a stranger, who has heard the tag and cannot prove a word.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from zeroconf import ServiceInfo
 from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf._protocol.outgoing import DNSOutgoing
 
+from app.p2p.announcement import Announcement, write
 from app.p2p.identity import authority
 from app.p2p.mdns import SERVICE
-from app.p2p.token import network, parse
+from app.p2p.token import Network, network, parse
 from tests.p2p.fake_worker import FakeWorker
 
 GROUP = ("224.0.0.251", 5353)
@@ -26,14 +29,14 @@ TOGETHER = 8
 """Announcements in one packet, as many as fit."""
 
 
-def announcement(tag: str, worker_id: str, address: str, port: int) -> ServiceInfo:
+def announcement(network: Network, worker_id: str, address: str, port: int) -> ServiceInfo:
     """What a worker of that id would say."""
-    properties = {"v": "1", "tag": tag, "id": worker_id, "rpc": "7.0.0"}
+    said = Announcement(worker_id, worker_id, port, network.tag, 1, "7.0.0")
     return ServiceInfo(
         SERVICE,
         f"{worker_id}.{SERVICE}",
         port,
-        properties=properties,
+        properties=write(said, network),
         server=f"{worker_id}.local.",
         parsed_addresses=[address],
     )
@@ -65,9 +68,9 @@ def say(sock: socket.socket, infos: list[ServiceInfo]) -> None:
 
 def crowd(token: str, count: int, address: str) -> None:
     """Be so many workers."""
-    ours = authority(network(parse(token)))
-    workers = [FakeWorker(ours, f"box-{number}", host=address) for number in range(count)]
-    infos = [announcement(ours.tag, f"box-{number}", address, worker.port) for number, worker in enumerate(workers)]
+    ours = network(parse(token))
+    workers = [FakeWorker(authority(ours), f"box-{number}", host=address) for number in range(count)]
+    infos = [announcement(ours, f"box-{number}", address, worker.port) for number, worker in enumerate(workers)]
     sock = wire(address)
     print("on", flush=True)
     sock.settimeout(1)
@@ -78,19 +81,26 @@ def crowd(token: str, count: int, address: str) -> None:
             say(sock, infos)
 
 
-def invent(token: str, count: int, address: str) -> None:
+def invent(ours: Network, count: int, address: str) -> None:
     """Announce so many that are not there."""
-    tag = network(parse(token)).tag
     sock = wire(address)
     print("on", flush=True)
     time.sleep(2)  # until who was started with us listens
     places = (lambda n: f"10.77.0.{100 + n % 100}", lambda n: address, lambda n: f"192.0.2.{1 + n % 250}")
     for start in range(0, count, TOGETHER):
         numbers = range(start, min(start + TOGETHER, count))
-        say(sock, [announcement(tag, f"no-{n}", places[n % 3](n), 1024 + n % 60_000) for n in numbers])
+        say(sock, [announcement(ours, f"no-{n}", places[n % 3](n), 1024 + n % 60_000) for n in numbers])
     print("done", flush=True)
+
+
+def stranger(token: str) -> Network:
+    """What somebody knows of its network who has only listened: the tag."""
+    return replace(network(parse(token)), ca_seed=bytes(32), announcement_key=bytes(32))
 
 
 if __name__ == "__main__":
     _, what, token, number, here = sys.argv
-    {"crowd": crowd, "invent": invent}[what](token, int(number), here)
+    if what == "crowd":
+        crowd(token, int(number), here)
+    else:
+        invent(network(parse(token)) if what == "invent" else stranger(token), int(number), here)

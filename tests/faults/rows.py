@@ -228,10 +228,11 @@ ROWS = (
     ),
     Row(
         42, "10,000 invented announcements, off-link ones too", "<= 8 dials at once, 0 off-link",
-        _in(f"{_OURS}lan", "invented_announcements")
+        _in(f"{_OURS}lan", "invented_announcements", "forged_announcements")
         + _in(
             f"{_P2P}discovery",
-            "a_flood_of_inventions_is_not_stored_and_does_not_hide_a_genuine_worker",
+            "what_a_member_invents_is_not_all_stored_and_does_not_hide_a_genuine_worker",
+            "a_flood_of_a_stranger_is_no_sighting_and_hides_no_genuine_worker",
             "only_addresses_on_our_links_are_handed_out",
         ),
     ),

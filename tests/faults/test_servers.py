@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from app.p2p.token import network, parse
 from tests.faults.conftest import Record
 from tests.faults.scale import count, judge
 from tests.faults.victim import Victim, descendants, eventually, server_below, victim_on_loopback
@@ -33,10 +32,10 @@ LIMIT = 60.0
 
 
 @contextmanager
-def browsing(host: Host, tag: str) -> Iterator[subprocess.Popen[str]]:
+def browsing(host: Host, token: str) -> Iterator[subprocess.Popen[str]]:
     """A browser on that machine, which prints what it finds and loses."""
     process = subprocess.Popen(
-        host.command([sys.executable, "-c", HEAD, tag]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        host.command([sys.executable, "-c", HEAD, token]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         yield process
@@ -53,15 +52,10 @@ def heard(browser: subprocess.Popen[str], what: str) -> None:
     raise AssertionError(f"never {what}")
 
 
-def tag_of(token: str) -> str:
-    """What its workers announce."""
-    return network(parse(token)).tag
-
-
 @needs_lan
 def test_a_killed_server(cluster: Cluster, hosts: list[Host], record: Record) -> None:
     """Row 26. How the waits between starts grow: tests/p2p/test_supervisor.py."""
-    with cluster.worker(hosts[0]) as worker, browsing(hosts[4], tag_of(cluster.token)) as browser:
+    with cluster.worker(hosts[0]) as worker, browsing(hosts[4], cluster.token) as browser:
         heard(browser, "found")
         seen = len(worker.lines)
         os.kill(server_below(worker.process.pid), signal.SIGKILL)
@@ -155,7 +149,7 @@ def test_kill_9(victim: Victim, binary: Path, tmp_path: Path, record: Record, co
 @needs_lan
 def test_an_orderly_end(cluster: Cluster, hosts: list[Host], record: Record, number: signal.Signals) -> None:
     """Row 30: a watching head and a browser hear of it."""
-    with browsing(hosts[4], tag_of(cluster.token)) as browser, ExitStack() as stack:
+    with browsing(hosts[4], cluster.token) as browser, ExitStack() as stack:
         worker = stack.enter_context(cluster.worker(hosts[0]))
         heard(browser, "found")
         head = stack.enter_context(cluster.run(hosts[3], "connect", "--log-level", "debug"))
@@ -225,7 +219,7 @@ def test_a_cut_cache_file(binary: Path, clients: Path, tree: Path, tmp_path: Pat
         try:
             assert head.stdout is not None
             rpc = head.stdout.readline().strip()
-            for turn in range(count(1, 3)):
+            for _ in range(count(1, 3)):
                 # Killed under a client: the files of this client have not been seen whole.
                 client = subprocess.Popen(
                     [clients / "llama-bench", "-m", model, "--rpc", rpc, "-ngl", "99", "-p", "256", "-r", "1000"],

@@ -18,6 +18,7 @@ from zeroconf._protocol.outgoing import DNSOutgoing
 
 from app.errors import ExitCode, WorkerError
 from app.p2p import frames, peers, token
+from app.p2p.announcement import Announcement, write
 from app.p2p.browser import Browser, Sighting
 from app.p2p.frames import Bye, Control, Data, Decoder, Hello, Message, Ok, Ping, Purpose, State, Status, Welcome
 from app.p2p.identity import Authority, PeerRefused, Role, authority, check_certificate, mint
@@ -30,7 +31,6 @@ from tests.fuzz.target import told_to_the_user
 
 HANG = 20.0
 """Seconds after which a target is taken to hang."""
-TAG = "7d" * 16
 SESSION = "0f" * 16
 STATUS = Status(State.BUSY, "desk", 12, "7.0.0", (frames.Device("CPU", "Some CPU", 64 << 30, 60 << 30),))
 HELLO = Hello(1, "box-1", "Box", "0.1.0", "0.5.0", "0c1e57098", "on", STATUS)
@@ -145,14 +145,14 @@ def read_announcement(data: bytes) -> bool:
     records = DNSIncoming(data).answers()
     cache.async_add_records(records)
     heard: dict[str, Sighting] = {}
-    browser = Browser([TAG], lambda one: heard.update({one.instance: one}), lambda one: None)
+    browser = Browser([network().network], lambda one: heard.update({one.instance: one}), lambda one: None)
     browser._interfaces = suitable({"lo"})
     wire: Any = SimpleNamespace(cache=cache, loop=None)
     for name in {name for record in records for name in (record.name, getattr(record, "alias", ""))}:
         if name.lower().endswith(SERVICE):
             browser.add_service(wire, SERVICE, name)
     for sighting in heard.values():
-        assert sighting.tag == TAG
+        assert sighting.tag == network().tag
         assert 1 <= sighting.port < 65536
         assert 1 <= len(sighting.addresses) <= MAX_ADDRESSES
         assert all(text.isascii() and text.isprintable() for text in (sighting.instance, sighting.worker_id))
@@ -161,7 +161,7 @@ def read_announcement(data: bytes) -> bool:
 
 
 def announcement_seeds() -> list[bytes]:
-    text = {"tag": TAG, "id": "box-1", "rpc": "7.0.0", "v": "1"}
+    text = write(Announcement("box-1", "box-1", 25052, network().tag, 1, "7.0.0"), network().network)
     seeds = []
     for addresses in ([b"\x7f\0\0\1"], [b"\x7f\0\0\2", bytes(15) + b"\1"]):
         info = ServiceInfo(

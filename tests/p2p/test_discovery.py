@@ -1,4 +1,4 @@
-"""Goal: workers are found by whoever has their tag, lies on the wire stay harmless, and mDNS may fail.
+"""Goal: workers are found by whoever has their token, lies on the wire stay harmless, and mDNS may fail.
 
 Real mDNS: on loopback, and between network namespaces where the machine allows it.
 """
@@ -33,15 +33,20 @@ from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from app.errors import ExitCode, WorkerError
+from app.p2p.announcement import Announcement, write
 from app.p2p.announcer import Announcer
 from app.p2p.browser import MAX_SIGHTINGS, Browser, Sighting
 from app.p2p.mdns import SERVICE
+from app.p2p.token import Network, generate, network, parse
+from tests.p2p.fake_worker import eventually
 
 HANG = 30.0
 """Seconds after which a test is taken to hang."""
 QUIET = 1.0
 """Seconds in which what must not come would have come: announcements take milliseconds."""
-TAG, OTHER_TAG = secrets.token_hex(16), secrets.token_hex(16)
+TOKEN = generate()
+OURS, OTHER = network(parse(TOKEN)), network(parse(generate()))
+TAG = OURS.tag
 RUN = secrets.token_hex(4)
 """In every name, so that two runs of these tests on one machine do not hear each other."""
 GROUP = ("224.0.0.251", 5353)
@@ -51,11 +56,11 @@ RESPONSE = 0x8400
 class Watch:
     """A browser on loopback and what it has told."""
 
-    def __init__(self, *tags: str, interfaces: tuple[str, ...] = ("lo",)) -> None:
+    def __init__(self, *networks: Network, interfaces: tuple[str, ...] = ("lo",)) -> None:
         self.events: queue.SimpleQueue[tuple[str, Sighting]] = queue.SimpleQueue()
         self.present: dict[str, Sighting] = {}
         self.most = 0
-        self.browser = Browser(tags or (TAG,), self._found, self._gone, interfaces=interfaces)
+        self.browser = Browser(networks or (OURS,), self._found, self._gone, interfaces=interfaces)
         self.browser.start()
 
     def _found(self, sighting: Sighting) -> None:
@@ -89,8 +94,8 @@ class Watch:
         self.browser.close()
 
 
-def announcer(worker_id: str = "box-1", *tags: str, **more: Any) -> Announcer:
-    return Announcer(worker_id, tags or (TAG,), port=25052, protocol=1, interfaces=("lo",), **more)
+def announcer(worker_id: str = "box-1", *networks: Network, **more: Any) -> Announcer:
+    return Announcer(worker_id, networks or (OURS,), port=25052, protocol=1, interfaces=("lo",), **more)
 
 
 class Wire:
@@ -161,12 +166,14 @@ def watch(wire: Wire) -> Iterator[Watch]:
 
 
 def invented(worker_id: str, *addresses: str, label: str = "", port: int = 25052, **text: str | bytes) -> ServiceInfo:
+    """What a member of our network says; `text` is put into TXT afterwards, as by somebody else."""
     label = label or f"{worker_id}-{RUN}"
+    said = Announcement(label, worker_id, port, TAG, 1, "7.0.0")
     info = ServiceInfo(
         SERVICE,
         f"x.{SERVICE}",
         port,
-        properties={"v": "1", "tag": TAG, "id": worker_id, "rpc": "7.0.0", **text},
+        properties=write(said, OURS) | text,
         server=f"{label}.local.",
         parsed_addresses=list(addresses or ("127.0.0.1",)),
     )
@@ -178,7 +185,7 @@ def test_a_worker_comes_goes_and_comes_again(watch: Watch) -> None:
     with closing(announcer()) as worker:
         worker.announce("7.0.0")
         first = watch.next("found")
-        assert first == Sighting(first.instance, "box-1", ("127.0.0.1", "::1"), 25052, TAG, 1, "7.0.0")
+        assert first == Sighting(first.instance, "box-1", 25052, TAG, 1, "7.0.0", ("127.0.0.1", "::1"))
         worker.withdraw()
         assert watch.next("gone") == first
         worker.announce("7.1.0")
@@ -228,13 +235,13 @@ def test_a_head_that_comes_later_finds_who_is_there() -> None:
 
 
 def test_another_network_is_not_seen_and_a_worker_of_two_is_seen_in_both(watch: Watch) -> None:
-    with closing(announcer("stranger", OTHER_TAG)) as stranger, closing(announcer("both", TAG, OTHER_TAG)) as both:
+    with closing(announcer("stranger", OTHER)) as stranger, closing(announcer("both", OURS, OTHER)) as both:
         stranger.announce("7.0.0")
         time.sleep(0.1)
         both.announce("7.0.0")
         assert watch.next("found").worker_id == "both"
         assert watch.hears_nothing()
-        with closing(Watch(OTHER_TAG)) as other:
+        with closing(Watch(OTHER)) as other:
             assert {other.next("found").worker_id, other.next("found").worker_id} == {"stranger", "both"}
 
 
@@ -252,7 +259,7 @@ def test_two_workers_of_one_id_are_both_found(watch: Watch) -> None:
     }
 
 
-def test_an_announcement_says_four_things_and_not_the_machine_s_name(wire: Wire) -> None:
+def test_an_announcement_says_four_things_their_proof_and_not_the_machine_s_name(wire: Wire) -> None:
     heard = b""
     texts: set[bytes] = set()
     with closing(announcer()) as worker:
@@ -266,6 +273,9 @@ def test_an_announcement_says_four_things_and_not_the_machine_s_name(wire: Wire)
                 if isinstance(answer, DNSText) and TAG.encode() in answer.text
             }
     info = ServiceInfo(SERVICE, f"x.{SERVICE}", 1, properties=texts.pop())
+    proof = info.properties.pop(b"mac")
+    assert proof is not None
+    assert len(proof) == 32
     assert info.properties == {b"v": b"1", b"tag": TAG.encode(), b"id": b"box-1", b"rpc": b"7.0.0"}
     assert platform.node().encode().lower() not in heard.lower()
 
@@ -289,6 +299,9 @@ BAD = [
     invented("bad-rpc-2", rpc="7.0.0" * 40),
     invented("bad-version", v="-1"),
     invented("no-version", v="\N{ARABIC-INDIC DIGIT ONE}"),
+    invented("no-proof", mac=""),
+    invented("no-proof-2", mac="0" * 32),
+    invented("another's-proof", mac=write(Announcement("box-1", "box-1", 25052, TAG, 1, "7.0.0"), OURS)["mac"]),
     invented("label", label="\x1b[31mred"),
     invented("label-2", label="a.b"),
 ]
@@ -307,7 +320,7 @@ def test_what_is_no_proper_announcement_is_passed_over(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_flood_of_inventions_is_not_stored_and_does_not_hide_a_genuine_worker(watch: Watch, wire: Wire) -> None:
+def test_what_a_member_invents_is_not_all_stored_and_does_not_hide_a_genuine_worker(watch: Watch, wire: Wire) -> None:
     numbers = itertools.count(1)
 
     def invent(count: int) -> None:
@@ -322,6 +335,57 @@ def test_a_flood_of_inventions_is_not_stored_and_does_not_hide_a_genuine_worker(
         worker.announce("7.0.0")
         assert watch.wait_for("genuine").port == 25052
         assert watch.most <= MAX_SIGHTINGS
+
+
+def test_a_flood_of_a_stranger_is_no_sighting_and_hides_no_genuine_worker(
+    watch: Watch, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of records that outlive the genuine ones, so many that zeroconf forgets these as soon as it hears them."""
+    ended = threading.Event()
+
+    def flood() -> None:
+        numbers = itertools.count()
+        while not ended.wait(0.005):  # as fast as the kernel's buffers let it through
+            forged = [invented(f"no-{one}", mac=f"{one:032x}") for one in itertools.islice(numbers, 8)]
+            wire.say(*forged, ttl=4500)
+
+    stranger = threading.Thread(target=flood)
+    stranger.start()
+    try:
+        eventually(lambda: any("floods mDNS" in record.getMessage() for record in caplog.records))
+        with closing(announcer("genuine")) as worker:
+            worker.announce("7.0.0")
+            assert watch.wait_for("genuine").port == 25052
+    finally:
+        ended.set()
+        stranger.join(HANG)
+    assert watch.most == 1
+    assert len([record for record in caplog.records if "floods mDNS" in record.getMessage()]) == 1
+
+
+def test_a_forgery_of_a_genuine_announcement_takes_nothing_back(watch: Watch, wire: Wire) -> None:
+    wire.say(invented("victim"))
+    genuine = watch.next("found")
+    for forged in (
+        invented("victim", mac="0" * 32),
+        invented("victim", rpc="9.9.9"),
+        invented("victim", label=f"VICTIM-{RUN.upper()}", tag="ff" * 16),
+    ):
+        wire.say(forged)
+    assert watch.hears_nothing()
+    assert watch.present == {genuine.instance: genuine}
+
+
+def test_a_genuine_announcement_in_other_letters_is_the_same(watch: Watch, wire: Wire) -> None:
+    """Else whoever hears one could make thousands of it."""
+    wire.say(invented("victim"))
+    watch.next("found")
+    for label in (f"VICTIM-{RUN}", f"Victim-{RUN}", f"vicTIM-{RUN.upper()}"):
+        again = invented("victim")
+        again.name = f"{label}.{SERVICE}"
+        wire.say(again)
+    assert watch.hears_nothing()
+    assert len(watch.present) == 1
 
 
 def test_a_forged_goodbye_takes_the_hint_and_nothing_else(watch: Watch, wire: Wire) -> None:
@@ -356,7 +420,7 @@ def test_switched_off_it_does_nothing(watch: Watch) -> None:
     before = threading.active_count()
     with (
         closing(announcer(enabled=False)) as worker,
-        closing(Browser([TAG], lambda _: None, lambda _: None, enabled=False)) as browser,
+        closing(Browser([OURS], lambda _: None, lambda _: None, enabled=False)) as browser,
     ):
         browser.start()
         worker.announce("7.0.0")
@@ -398,7 +462,8 @@ needs_namespaces = pytest.mark.skipif(
 WORKER = """
 import sys
 from app.p2p.announcer import Announcer
-worker = Announcer("box-1", [sys.argv[1]], port=25052, protocol=1, interfaces=sys.argv[2:])
+from app.p2p.token import network, parse
+worker = Announcer("box-1", [network(parse(sys.argv[1]))], port=25052, protocol=1, interfaces=sys.argv[2:])
 for line in sys.stdin:
     worker.announce("7.0.0") if line == "announce\\n" else worker.withdraw()
 worker.close()
@@ -408,13 +473,14 @@ HEAD = """
 import json, logging, sys
 from dataclasses import asdict
 from app.p2p.browser import Browser
+from app.p2p.token import network, parse
 say = lambda what, this: print(json.dumps([what, this]), flush=True)
 class Log(logging.Handler):
     def emit(self, record):
         say(record.levelname, record.getMessage())
 logging.basicConfig(level=logging.INFO, handlers=[Log()])
 found, gone = (lambda s: say("found", asdict(s))), (lambda s: say("gone", asdict(s)))
-browser = Browser([sys.argv[1]], found, gone, interfaces=sys.argv[2:])
+browser = Browser([network(parse(sys.argv[1]))], found, gone, interfaces=sys.argv[2:])
 browser.start()
 sys.stdin.read()
 browser.close()
@@ -536,7 +602,7 @@ def lan() -> Iterator[Lan]:
 @pytest.mark.parametrize("family", ["both", "link-local IPv6 alone"])
 def test_over_a_cable_and_what_is_found_can_be_dialled(lan: Lan, family: str) -> None:
     lan.plug(*(["10.77.0.1/24", "10.77.0.2/24"] if family == "both" else []))
-    worker, head = lan.one.run(WORKER, TAG), lan.two.run(HEAD, TAG)
+    worker, head = lan.one.run(WORKER, TOKEN), lan.two.run(HEAD, TOKEN)
     worker.say("announce")
     link_local = head.wait_for("found", lambda this: "%" in this["addresses"][-1])["addresses"]
     assert link_local[:-1] == (["10.77.0.1"] if family == "both" else [])
@@ -555,7 +621,7 @@ def test_over_a_cable_and_what_is_found_can_be_dialled(lan: Lan, family: str) ->
 @pytest.mark.parametrize("side", ["the worker's", "the head's"])
 def test_a_link_that_goes_down_and_comes_back_with_a_new_address(lan: Lan, side: str) -> None:
     lan.plug("10.77.0.1/24", "10.77.0.2/24")
-    worker, head = lan.one.run(WORKER, TAG), lan.two.run(HEAD, TAG)
+    worker, head = lan.one.run(WORKER, TOKEN), lan.two.run(HEAD, TOKEN)
     worker.say("announce")
     head.wait_for("found", lambda this: "10.77.0.1" in this["addresses"])
     moved = lan.one if side == "the worker's" else lan.two
@@ -573,7 +639,7 @@ def test_a_link_that_goes_down_and_comes_back_with_a_new_address(lan: Lan, side:
 def test_a_cable_that_is_replaced(lan: Lan) -> None:
     """The interface goes and another one of the same name and address comes, sooner than anybody looks."""
     lan.plug("10.77.0.1/24", "10.77.0.2/24")
-    worker, head = lan.one.run(WORKER, TAG), lan.two.run(HEAD, TAG)
+    worker, head = lan.one.run(WORKER, TOKEN), lan.two.run(HEAD, TOKEN)
     worker.say("announce")
     first = head.wait_for("found")["instance"]
     lan.one.ip("link del veth0")
@@ -586,7 +652,7 @@ def test_a_cable_that_is_replaced(lan: Lan) -> None:
 
 @needs_namespaces
 def test_no_network_is_a_warning_and_no_end(lan: Lan) -> None:
-    worker, head = lan.one.run(WORKER, TAG), lan.two.run(HEAD, TAG)
+    worker, head = lan.one.run(WORKER, TOKEN), lan.two.run(HEAD, TOKEN)
     worker.say("announce")
     event, text = head.next()
     assert event == "WARNING"
@@ -603,7 +669,7 @@ def test_a_taken_port_is_a_warning_and_no_end(lan: Lan) -> None:
     lan.plug("10.77.0.1/24", "10.77.0.2/24")
     other = lan.two.run(TAKE_PORT)
     assert other.next() == 1
-    head = lan.two.run(HEAD, TAG)
+    head = lan.two.run(HEAD, TOKEN)
     event, text = head.next()
     assert event == "WARNING"
     assert "udp port 5353: address already in use" in text

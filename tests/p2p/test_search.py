@@ -32,7 +32,7 @@ def options(**given: object) -> ListOptions:
 def announce() -> Callable[[FakeWorker], Announcer]:
     def make(worker: FakeWorker) -> Announcer:
         announcer = Announcer(
-            "box-1", [OURS.tag], port=worker.port, protocol=PROTOCOL, interfaces=("lo",), advertise="127.0.0.1"
+            "box-1", [OURS.network], port=worker.port, protocol=PROTOCOL, interfaces=("lo",), advertise="127.0.0.1"
         )
         announcer.announce("7.0.0")
         return announcer

@@ -144,9 +144,10 @@ def test_neither_token_nor_network_shows_its_secrets() -> None:
     lab = network(parsed, "lab")
     for shown in (repr(parsed), str(parsed), repr(lab), str(lab)):
         assert repr(parsed.secret) not in shown
-        assert repr(lab.ca_seed) not in shown
         assert parsed.secret.hex() not in shown
-        assert lab.ca_seed.hex() not in shown
+        for secret in (lab.ca_seed, lab.announcement_key):
+            assert repr(secret) not in shown
+            assert secret.hex() not in shown
     assert lab.tag in repr(lab)
 
 
@@ -162,6 +163,7 @@ def test_a_network_is_the_token_and_the_id_together() -> None:
     networks = [network(t, name) for t in (one, two) for name in ("", "a", "b", "a\0", "\0a", "é", "e\u0301")]
     assert len({one.tag for one in networks}) == len(networks)
     assert len({one.ca_seed for one in networks}) == len(networks)
+    assert len({one.announcement_key for one in networks}) == len(networks)
     assert network(one, "a") == network(one, "a")
 
 
@@ -185,6 +187,7 @@ def test_the_vectors_of_the_protocol_page() -> None:
     plain = network(parsed)
     assert plain.tag == VECTOR_TAG == hkdf(parsed.secret, b"worker 1 tag\0", 16).hex()
     assert plain.ca_seed.hex() == VECTOR_SEED == hkdf(parsed.secret, b"worker 1 ca\0", 32).hex()
+    assert plain.announcement_key == hkdf(parsed.secret, b"worker 1 announcement\0", 32)
     assert network(parsed, "lab").tag == "47f3989a2e397b6dc09f09fe6b9d86b3"
     page = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
     for value in (VECTOR, VECTOR_TAG, VECTOR_SEED, "afad8a73", "47f3989a2e397b6dc09f09fe6b9d86b3"):
