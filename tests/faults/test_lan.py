@@ -100,7 +100,7 @@ def test_forged_announcements(cluster: Cluster, hosts: list[Host], record: Recor
             asked = time.monotonic()
             assert len(head.stdout_line().split(",")) == 2
             took = time.monotonic() - asked
-    record(42, f"{invented} of a stranger: {seen} dials; a worker that comes after them is found {took:.1f} s after it is ready")
+    record(42, f"{invented} of a stranger: {seen} dials; a later worker found {took:.1f} s after it is ready")
     judge(took <= 10, f"{took:.1f} s")
 
 
