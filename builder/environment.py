@@ -7,6 +7,7 @@ import shutil
 import sys
 import sysconfig
 import venv
+from functools import partial
 from pathlib import Path
 
 from builder.paths import PYTHON, REQUIREMENTS, VENV
@@ -33,10 +34,9 @@ def prepare(offline: Path | None, *, tests: bool, fuzz: bool = False) -> None:
     """Make the virtual environment, or leave it when the lock files have not changed."""
     key = digest(sys.version, sys.base_prefix, files=[LOCKS["build"], LOCKS["app"]])
     once("venv", key, [PYTHON], lambda: _create(offline))
-    if tests:
-        once("venv-test", digest(key, files=[LOCKS["test"]]), [PYTHON], lambda: _install(["test"], offline))
-    if fuzz:
-        once("venv-fuzz", digest(key, files=[LOCKS["fuzz"]]), [PYTHON], lambda: _install(["fuzz"], offline))
+    for name in [*(["test"] if tests else []), *(["fuzz"] if fuzz else [])]:
+        locked = digest(key, files=[LOCKS[name]])
+        once(f"venv-{name}", locked, [_mark(name)], partial(_install, [name], offline))
 
 
 def fetch(target: Path) -> None:
@@ -81,6 +81,12 @@ def _install(names: list[str], offline: Path | None) -> None:
             [PYTHON, *_PIP, "install", "--quiet", "--require-hashes", *source, "--requirement", LOCKS[name]],
             hint=_offline_hint if offline else _index_hint,
         )
+        _mark(name).touch()
+
+
+def _mark(name: str) -> Path:
+    """Goes with the environment into which it was installed."""
+    return VENV / f"{name}.installed"
 
 
 def _index_hint(log: str) -> str:
