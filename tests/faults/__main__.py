@@ -65,7 +65,9 @@ def main(arguments: list[str]) -> int:
     collector = Collector()
     tests = list(dict.fromkeys(test for row in rows for test in row.tests))
     began = time.monotonic()
-    pytest.main(["-p", "no:cacheprovider", "-q", "-rs", *tests], plugins=[collector])
+    status = pytest.main(["-p", "no:cacheprovider", "-q", "-rs", *tests], plugins=[collector])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return int(status)  # interrupted, or it could not begin: no row was judged
     results = {str(row.number): collector.result(row) for row in rows}
     for row in rows:
         print(f"{row.number:>3}  {row.what}: {results[str(row.number)]}")

@@ -117,7 +117,7 @@ ROWS = (
         "0 hits; a warning for a flag",
         _in(f"{_OURS}tokens", "the_token_is_in_no_log_core_or_command_line", "a_flag_is_warned_of")
         + _in(f"{_LIVE}p2p", "the_server_is_out_of_reach_and_the_wire_tells_nothing")
-        + _in(f"{_P2P}discovery", "an_announcement_says_four_things_and_not_the_machine_s_name"),
+        + _in(f"{_P2P}discovery", "an_announcement_says_four_things_their_proof_and_not_the_machine_s_name"),
     ),
     Row(21, "1 GiB each way", "SHA-256 equal", _in(f"{_OURS}streams", "a_gibibyte_each_way")),
     Row(
