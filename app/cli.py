@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
@@ -17,7 +17,7 @@ from app import about, assets, console, llama_cpp_rpc, onefile
 from app.backends import devices
 from app.cache import command as cache
 from app.errors import ExitCode, WorkerError, usage_error
-from app.fields import fill
+from app.fields import fill, split_list
 from app.options import (
     AssetsOptions,
     BenchOptions,
@@ -176,10 +176,10 @@ def _parse(name: str, command: Command, flags: list[str]) -> Any:
         allow_abbrev=False,
         formatter_class=partial(argparse.HelpFormatter, max_help_position=32),
     )
-    return parser.parse_args(_fold(flags))
+    return parser.parse_args(_fold(command.options, flags))
 
 
-def _fold(flags: list[str]) -> list[str]:
+def _fold(options: type, flags: list[str]) -> list[str]:
     """Join what argparse would lose.
 
     `--peer A --peer B` becomes `--peer=A,B` (only the last would be kept), and
@@ -187,13 +187,14 @@ def _fold(flags: list[str]) -> list[str]:
     a dash would be taken for a flag).
     """
     joined = ("--llama-cpp-args", "--extra-llama-cpp-args")
-    repeated = ("--peer", "--only", "--exclude", "--interface", "--device")
+    lists_of = [spec for spec in fields(options) if spec.metadata.get("type") is split_list]
+    repeated = [flag for spec in lists_of for flag in spec.metadata["args"]]
     lists: dict[str, list[str]] = {}
     folded = []
     rest = iter(flags)
     for flag in rest:
         word, equals, value = flag.partition("=")
-        if word in joined + repeated and not equals:
+        if (word in joined or word in repeated) and not equals:
             given = next(rest, None)
             if given is None:
                 folded.append(word)

@@ -78,32 +78,6 @@ def _llama_cpp_args() -> Any:
     )
 
 
-def _token() -> Any:
-    return option(
-        "--token",
-        help="the shared token; everybody on this machine sees a flag, so prefer --token-file or the environment",
-        env=TOKEN_VARIABLES,
-        metavar="TOKEN",
-        secret=True,
-    )
-
-
-def _token_file() -> Any:
-    return option("--token-file", help="a file that holds the token, or two of them, one a line", metavar="FILE")
-
-
-def _network_id() -> Any:
-    return option(
-        "--network-id",
-        "--p2p-network-id",
-        "--peer2peer-network-id",
-        help="only members of the same network see each other",
-        env=("LOCALAI_P2P_NETWORK_ID", "P2P_NETWORK_ID"),
-        fallback="",
-        metavar="ID",
-    )
-
-
 def _interface() -> Any:
     return option(
         "--interface",
@@ -162,12 +136,34 @@ class LlamaCppRpcOptions:
 
 
 @dataclass(frozen=True)
-class P2pOptions:
+class NetworkOptions:
+    """What every command has that belongs to a network."""
+
+    token: Optional[str] = option(
+        "--token",
+        help="the shared token; everybody on this machine sees a flag, so prefer --token-file or the environment",
+        env=TOKEN_VARIABLES,
+        metavar="TOKEN",
+        secret=True,
+    )
+    token_file: Optional[str] = option(
+        "--token-file", help="a file that holds the token, or two of them, one a line", metavar="FILE"
+    )
+    network_id: str = option(
+        "--network-id",
+        "--p2p-network-id",
+        "--peer2peer-network-id",
+        help="only members of the same network see each other",
+        env=("LOCALAI_P2P_NETWORK_ID", "P2P_NETWORK_ID"),
+        fallback="",
+        metavar="ID",
+    )
+
+
+@dataclass(frozen=True)
+class P2pOptions(NetworkOptions):
     """`worker p2p-llama-cpp-rpc`"""
 
-    token: Optional[str] = _token()
-    token_file: Optional[str] = _token_file()
-    network_id: str = _network_id()
     listen: str = option(
         "--listen",
         help="where the relay listens; port 0 takes any",
@@ -242,12 +238,9 @@ class P2pOptions:
 
 
 @dataclass(frozen=True)
-class ConnectOptions:
+class ConnectOptions(NetworkOptions):
     """`worker connect`"""
 
-    token: Optional[str] = _token()
-    token_file: Optional[str] = _token_file()
-    network_id: str = _network_id()
     workers: Optional[int] = option("--workers", help="wait for this many workers", metavar="N", convert=count)
     only: tuple[str, ...] = option(
         "--only",
@@ -295,12 +288,9 @@ class ServeOptions(BenchOptions):
 
 
 @dataclass(frozen=True)
-class ListOptions:
+class ListOptions(NetworkOptions):
     """`worker list`"""
 
-    token: Optional[str] = _token()
-    token_file: Optional[str] = _token_file()
-    network_id: str = _network_id()
     json: bool = switch("--json", help="print JSON")
     watch: bool = switch("--watch", help="stay and show what changes")
     timeout: float = option("--timeout", help="seconds to look for workers", metavar="S", fallback=3.0, convert=seconds)

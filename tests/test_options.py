@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -31,6 +32,20 @@ def test_of_several_variables_the_first_that_is_not_empty_wins(field: str, names
     for number, name in enumerate(names):
         environ = dict.fromkeys(names[:number], "") | {later: later for later in names[number:]}
         assert getattr(fill(P2pOptions(), environ), field) == name
+
+
+def test_every_flag_of_a_list_may_be_repeated() -> None:
+    commands = cli._commands(p2p_stub)
+    lists = [
+        (name, spec.name, flag)
+        for name, command in commands.items()
+        for spec in fields(command.options)
+        if str(spec.type).startswith("tuple")
+        for flag in spec.metadata["args"]
+    ]
+    assert ("connect", "peer", "--peer") in lists
+    for name, field, flag in lists:
+        assert getattr(parse(name, flag, "a", f"{flag}=b,c", flag, "d"), field) == ("a", "b", "c", "d")
 
 
 def test_a_flag_beats_the_environment() -> None:

@@ -15,9 +15,9 @@ from app.p2p import programs, signals
 from app.p2p.command import PLACEHOLDER, Command
 from app.p2p.frames import Purpose
 from app.p2p.gathering import Gathering, reach
+from app.p2p.llama_server_log import TALKATIVE
 from app.p2p.restarts import Restarts
 from app.p2p.search import Search
-from app.p2p.server_log import TALKATIVE
 from app.p2p.serving import Serving
 from app.p2p.session import Session
 from app.p2p.starter import Starter

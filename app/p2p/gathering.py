@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from threading import Condition
 
 from app.errors import WorkerError
 from app.options import ConnectOptions
 from app.p2p import protocol, signals
 from app.p2p.dialer import Found
+from app.p2p.events import Events
 from app.p2p.frames import Hello, State
 from app.p2p.link import Head
 from app.p2p.listing import Chronicle, state
@@ -33,52 +32,6 @@ LOOK = 0.1
 log = logging.getLogger(__name__)
 
 
-class Events:
-    """All that the main thread waits for. What no worker's chatter can keep from it: signals, and its deadlines."""
-
-    def __init__(self) -> None:
-        self._changed = Condition()
-        self._signals: deque[Arrived] = deque()
-        self._others: dict[object, object] = {}
-        """By what a later event makes needless."""
-
-    def put(self, event: object) -> None:
-        """Take note, from any thread. Of a worker's statuses only the newest one is kept."""
-        with self._changed:
-            if isinstance(event, Arrived):
-                self._signals.append(event)
-            else:
-                matter = _matter(event)
-                self._others.pop(matter, None)  # so that it stands behind what came since
-                self._others[matter] = event
-            self._changed.notify()
-
-    def next(self, timeout: float | None) -> object:
-        """A signal, else the oldest event; None when none comes within `timeout` seconds, or those are over."""
-        if timeout is not None and timeout <= 0:
-            return None
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._signals or self._others, timeout):
-                return None
-            if self._signals:
-                return self._signals.popleft()
-            return self._others.pop(next(iter(self._others)))
-
-
-def _matter(event: object) -> object:
-    """Equal for two events of which the later one says it all."""
-    if isinstance(event, Change) and event.news in (News.CHANGED, News.TRIED):
-        return event.news, event.worker and event.worker.place
-    return object()
-
-
-@dataclass(frozen=True)
-class Broke:
-    """A tunnel to the worker of that place has broken."""
-
-    place: int
-
-
 @dataclass(frozen=True)
 class Reach:
     """What a head has of the workers: who it is there, what happens, who is there, and the ways to them."""
@@ -87,6 +40,12 @@ class Reach:
     events: Events
     roster: Roster
     tunnels: Tunnels
+
+    def endpoint(self, worker: Worker) -> str:
+        """That of the worker's tunnel, which is opened where there is none yet. Raises WorkerError."""
+        tunnel = self.tunnels.open(worker.place)
+        log.info("%s leads to %s (%s)", tunnel.endpoint, worker.name, worker.address)
+        return tunnel.endpoint
 
 
 @contextmanager
@@ -97,7 +56,7 @@ def reach(search: Search, options: ConnectOptions) -> Iterator[Reach]:
     head = search.head()
     with (
         search.roster(head, events.put, lambda hello: wanted(options, hello)) as roster,
-        closing(Tunnels(head, roster.worker, options.base_port, lambda place: events.put(Broke(place)))) as tunnels,
+        closing(Tunnels(head, roster.worker, options.base_port, events.put)) as tunnels,
     ):
         yield Reach(head, events, roster, tunnels)
 

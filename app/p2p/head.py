@@ -14,8 +14,9 @@ from app.launch import leave_no_core, user_environment
 from app.options import ConnectOptions, ListOptions
 from app.p2p import signals
 from app.p2p.command import Command
+from app.p2p.events import Events
 from app.p2p.frames import Purpose
-from app.p2p.gathering import Events, reach
+from app.p2p.gathering import reach
 from app.p2p.listing import Chronicle, as_json, failure_as_json, overview
 from app.p2p.roster import Change, News, Roster
 from app.p2p.search import Search, not_found, refused

@@ -129,7 +129,7 @@ def greet(address: Address, head: Head) -> Greeting:
     return Greeting(talk, peer, Address(host, int(port)), min(PROTOCOL, welcome.protocol))
 
 
-class Ended(Enum):
+class LinkEnd(Enum):
     """How a link ended, in words for the log."""
 
     CLOSED = "closed by us"
@@ -168,7 +168,7 @@ class Link:
     def follow(
         self,
         on_status: Callable[[Status], None],
-        on_end: Callable[[Ended], None],
+        on_end: Callable[[LinkEnd], None],
         *,
         ping_interval: float = PING_INTERVAL,
         silence_limit: float = SILENCE_LIMIT,
@@ -191,7 +191,7 @@ class Link:
         silence_limit: float,
         frame_pause: float,
         status_pause: float,
-    ) -> Ended:
+    ) -> LinkEnd:
         heard = pinged = time.monotonic()
         told = -math.inf
         news: Status | None = None
@@ -210,7 +210,7 @@ class Link:
                     message = self._talk.receive(Status, Ping, Pong, Bye, timeout=wait)
                     heard = time.monotonic()
                     if isinstance(message, Bye):
-                        return Ended.BYE
+                        return LinkEnd.BYE
                     if isinstance(message, Ping):
                         self._talk.send(Pong())
                     if isinstance(message, Status):
@@ -218,14 +218,14 @@ class Link:
                     time.sleep(frame_pause)
         except PeerClosed:
             # Without a goodbye of the protocol's, unless it answers ours: then its process has gone.
-            return Ended.CLOSED if self._leaving else Ended.CUT
+            return LinkEnd.CLOSED if self._leaving else LinkEnd.CUT
         except ChannelError as error:
             log.debug("%s: %s", self.address, error)
-            return Ended.CLOSED if self._leaving else Ended.CUT
+            return LinkEnd.CLOSED if self._leaving else LinkEnd.CUT
         except PeerError as error:
             log.warning("%s: it sent what is no message: %s", self.address, error)
-            return Ended.WRONG
-        return Ended.SILENT
+            return LinkEnd.WRONG
+        return LinkEnd.SILENT
 
     def close(self, reason: str = "") -> None:
         """Say goodbye and end it, from any thread."""

@@ -7,28 +7,16 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from app.errors import usage_error
-from app.options import TOKEN_VARIABLES
+from app.options import TOKEN_VARIABLES, NetworkOptions
 from app.p2p.identity import Authority, authority
 from app.p2p.token import MAX_FILE_CHARS, Token, network, parse, parse_file
 
 log = logging.getLogger(__name__)
 
 
-class TokenOptions(Protocol):
-    """What every command with a token has."""
-
-    @property
-    def token(self) -> str | None: ...
-    @property
-    def token_file(self) -> str | None: ...
-    @property
-    def network_id(self) -> str: ...
-
-
-def join(options: TokenOptions, environ: Mapping[str, str]) -> tuple[Authority, ...]:
+def join(options: NetworkOptions, environ: Mapping[str, str]) -> tuple[Authority, ...]:
     """Read the token and derive its network, one for each token of a file; log where it came from.
 
     A flag and a file together are a mistake, because nobody can tell which one was
@@ -39,7 +27,7 @@ def join(options: TokenOptions, environ: Mapping[str, str]) -> tuple[Authority, 
     return tuple(authority(network(token, options.network_id)) for token in tokens)
 
 
-def _find(options: TokenOptions, environ: Mapping[str, str]) -> tuple[tuple[Token, ...], str]:
+def _find(options: NetworkOptions, environ: Mapping[str, str]) -> tuple[tuple[Token, ...], str]:
     variable = next((name for name in TOKEN_VARIABLES if environ.get(name)), None)
     from_flag = options.token is not None and (variable is None or options.token != environ[variable])
     if options.token_file is not None:

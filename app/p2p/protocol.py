@@ -15,6 +15,11 @@ def mismatched(workers: Sequence[Worker], client: str) -> list[Worker]:
     return [worker for worker in workers if not rpc.serves(worker.status.rpc, client)]
 
 
+def together(one: str, other: str) -> bool:
+    """Whether some llama.cpp can use workers of both RPC protocols."""
+    return rpc.serves(one, other) or rpc.serves(other, one)
+
+
 def common(workers: Sequence[Worker]) -> str:
     """The lowest RPC protocol of a llama.cpp that can use all of them. Raises WorkerError where none can."""
     needed = max((worker.status.rpc for worker in workers), key=_order)

@@ -19,7 +19,7 @@ from threading import Condition, Lock
 from app.p2p.dialer import Candidate, Dialer, Failure, Found
 from app.p2p.frames import Hello, Status
 from app.p2p.identity import Peer
-from app.p2p.link import Address, Ended, Greeting, Head, Link
+from app.p2p.link import Address, Greeting, Head, Link, LinkEnd
 
 MAX_ROUTES = 8
 """Announcements kept of those that led to one worker: more than are valid at a time."""
@@ -89,7 +89,7 @@ class _Place:
     """None when it is lost, and when the worker was only looked at."""
     routes: dict[Hashable, Candidate] = field(default_factory=dict)
     """What has led to it."""
-    ended: Ended | None = None
+    ended: LinkEnd | None = None
 
 
 class Roster:
@@ -229,7 +229,7 @@ class Roster:
                 place.status, place.updated = status, self._clock()
                 self._tell(Change(News.CHANGED, self._worker(place)))
 
-    def _lost(self, place: _Place, link: Link, ended: Ended) -> None:
+    def _lost(self, place: _Place, link: Link, ended: LinkEnd) -> None:
         with self._lock:
             if place.link is not link or self._closed:
                 return
@@ -252,7 +252,7 @@ class Roster:
             found=place.found,
             rank=place.rank,
             there=place.ended is None,
-            silent=place.ended is Ended.SILENT,
+            silent=place.ended is LinkEnd.SILENT,
         )
 
     def _warn_of_likeness(self, place: _Place) -> None:

@@ -7,15 +7,15 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from app.errors import ExitCode, WorkerError, usage_error
+from app.options import ConnectOptions, ListOptions
 from app.p2p.browser import Browser, Sighting
 from app.p2p.dialer import Candidate, Failure, Found
 from app.p2p.frames import Hello, Purpose
 from app.p2p.identity import Authority
 from app.p2p.link import Address, Head, Problem, new_head
-from app.p2p.membership import TokenOptions, join
+from app.p2p.membership import join
 from app.p2p.peers import parse_peer, read_peers_file
 from app.p2p.roster import Change, Roster
 
@@ -23,23 +23,10 @@ _MAX_NAMED = 5
 """Failures that an error names."""
 
 
-class SearchOptions(TokenOptions, Protocol):
-    """What every command of a head has."""
-
-    @property
-    def peer(self) -> tuple[str, ...]: ...
-    @property
-    def peers_file(self) -> str | None: ...
-    @property
-    def no_mdns(self) -> bool: ...
-    @property
-    def interface(self) -> tuple[str, ...]: ...
-
-
 class Search:
     """A head's options, read and checked: who it is, and where it looks."""
 
-    def __init__(self, options: SearchOptions, purpose: Purpose) -> None:
+    def __init__(self, options: ConnectOptions | ListOptions, purpose: Purpose) -> None:
         """Of two tokens in a file the first one counts: a head belongs to one network. Raises WorkerError."""
         self._options = options
         self._purpose = purpose

@@ -14,12 +14,13 @@ from app.launch import tell_status
 from app.p2p import systemd
 from app.p2p.command import RPC_VARIABLE
 from app.p2p.frames import State
-from app.p2p.gathering import Broke, Gathering, Reach, Stopped, is_ready
+from app.p2p.gathering import Gathering, Reach, Stopped, is_ready
+from app.p2p.llama_server_log import HERE, Loaded, PassedOn
 from app.p2p.restarts import Restarts
 from app.p2p.roster import Change, Worker
-from app.p2p.server_log import HERE, PassedOn, Ready
 from app.p2p.signals import Arrived
 from app.p2p.starter import Ended, Starter
+from app.p2p.tunnel import Broke
 
 DOOMED = 3.0
 """Seconds in which llama-server ends by itself once a worker is lost; an idle one does not notice, and can answer
@@ -76,6 +77,7 @@ class Serving:
         """`check` raises where no start may be made."""
         self._gathering = gathering
         self._tunnels = reached.tunnels
+        self._endpoint = reached.endpoint
         self._worker = reached.roster.worker
         self._events = reached.events
         self._starter = starter
@@ -141,7 +143,7 @@ class Serving:
             if event.status is None:
                 raise WorkerError("the process that starts llama-server was ended", "the system log may tell by whom")
             run.status = event.status
-        elif isinstance(event, Ready):
+        elif isinstance(event, Loaded):
             run.reminder = None
             self._restarts.ready()
             self._show(event)
@@ -149,9 +151,7 @@ class Serving:
         elif isinstance(event, Broke):
             self._lose(run, self._worker(event.place).name)
         elif isinstance(event, Change) and event.worker is not None:
-            tunnel = self._tunnels.get(event.worker.place)
-            if tunnel is not None and event.worker.silent:
-                tunnel.cut()
+            self._tunnels.cut_silent(event.worker)
         elif isinstance(event, Arrived) and event.ends:
             self._stop(run, event)
 
@@ -195,12 +195,7 @@ class Serving:
         self._places += [worker.place for worker in workers if worker.place not in self._places]
         return sorted(workers, key=lambda worker: self._places.index(worker.place))
 
-    def _endpoint(self, worker: Worker) -> str:
-        tunnel = self._tunnels.open(worker.place)
-        log.info("%s leads to %s (%s)", tunnel.endpoint, worker.name, worker.address)
-        return tunnel.endpoint
-
-    def _show(self, ready: Ready) -> None:
+    def _show(self, ready: Loaded) -> None:
         """Where it listens, and who holds how much, to stdout: llama-server itself writes nothing there."""
         workers = [self._worker(place) for place in self._places]
         names = {self._tunnels.open(worker.place).endpoint: f"{worker.name} ({worker.address})" for worker in workers}

@@ -13,11 +13,11 @@ from app.errors import ExitCode
 from app.options import ConnectOptions
 from app.p2p import protocol
 from app.p2p.command import Command
-from app.p2p.frames import State
-from app.p2p.gathering import Broke, Gathering, Reach, Stopped
+from app.p2p.gathering import Gathering, Reach, Stopped, is_ready
 from app.p2p.listing import Traffics, TunnelView
 from app.p2p.roster import Change, Worker
 from app.p2p.signals import Arrived
+from app.p2p.tunnel import Broke
 
 REDRAW = 1.0
 """Seconds between two states of the live table."""
@@ -38,6 +38,7 @@ class Session:
         self._options = options
         self._roster = reached.roster
         self._tunnels = reached.tunnels
+        self._endpoint = reached.endpoint
         self._command = command
         self._client = client
         self._gathering = Gathering(options, reached.roster, reached.events, client)
@@ -100,12 +101,12 @@ class Session:
 
     def _adapt(self, worker: Worker) -> None:
         """Bring the tunnels in step with what has become of a worker."""
-        tunnel = self._tunnels.get(worker.place)
-        if tunnel is not None and worker.silent:
-            tunnel.cut()
-        if not worker.there or not self._gathering.wants(worker) or worker.status.state is not State.READY:
+        self._tunnels.cut_silent(worker)
+        if self._client is not None:  # a carried program asks for no more than it has
             return
-        if _major(worker.status.rpc) != _major(self._version):
+        if not (worker.there and self._gathering.wants(worker) and is_ready(worker)):
+            return
+        if not protocol.together(worker.status.rpc, self._version):
             if (worker.place, worker.status.rpc) not in self._odd:
                 self._odd.add((worker.place, worker.status.rpc))
                 log.warning(
@@ -114,7 +115,7 @@ class Session:
                     worker.status.rpc,
                     self._version,
                 )
-        elif tunnel is None and self._client is None:  # a carried program has its own and asks for no more
+        elif self._tunnels.get(worker.place) is None:
             self._open(worker)
             if self._options.workers is None and not self._told_how_to_add:
                 self._told_how_to_add = True
@@ -125,9 +126,7 @@ class Session:
                 )
 
     def _open(self, worker: Worker) -> None:
-        tunnel = self._tunnels.open(worker.place)
-        self._rpc.append(tunnel.endpoint)
-        log.info("%s leads to %s (%s)", tunnel.endpoint, worker.name, worker.address)
+        self._rpc.append(self._endpoint(worker))
 
     @property
     def _draws(self) -> bool:
@@ -149,7 +148,3 @@ class Session:
             tunnel = self._tunnels.get(worker.place)
             rows.append((worker, TunnelView(tunnel.port, tunnel.traffic) if tunnel else None))
         return rows
-
-
-def _major(version: str) -> str:
-    return version.partition(".")[0]

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from threading import Lock, Thread
 
 from app.errors import WorkerError
@@ -32,6 +33,13 @@ _ACCEPT_PAUSE = 0.1
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Broke:
+    """A tunnel to the worker of that place has broken."""
+
+    place: int
+
+
 class Tunnels:
     """The tunnels of one head, in the order in which they were opened. Only the main thread opens and closes them."""
 
@@ -40,27 +48,35 @@ class Tunnels:
         head: Head,
         worker: Callable[[int], Worker],
         base_port: int,
-        broke: Callable[[int], None],
+        tell: Callable[[Broke], None],
     ) -> None:
-        """`worker` tells, from any thread, what is known of the worker of a place. `broke` is told, from any thread,
-        of which place a tunnel broke.
+        """`worker` tells, from any thread, what is known of the worker of a place. `tell` is called from any
+        thread.
         """
         self._head = head
         self._worker = worker
         self._next_port = base_port
         self._tunnels: dict[int, Tunnel] = {}
-        self._broke = broke
+        self._tell = tell
 
     def open(self, place: int) -> Tunnel:
         """The tunnel of that place: it keeps its port while the worker comes and goes. Raises WorkerError."""
         if place not in self._tunnels:
             listener = self._listen()
-            self._tunnels[place] = Tunnel(listener, self._head, lambda: self._worker(place), lambda: self._broke(place))
+            self._tunnels[place] = Tunnel(
+                listener, self._head, lambda: self._worker(place), lambda: self._tell(Broke(place))
+            )
         return self._tunnels[place]
 
     def get(self, place: int) -> Tunnel | None:
         """The tunnel of that place, if there is one."""
         return self._tunnels.get(place)
+
+    def cut_silent(self, worker: Worker) -> None:
+        """Free those connections to it that TCP would still hold, where it is silent."""
+        tunnel = self._tunnels.get(worker.place)
+        if tunnel is not None and worker.silent:
+            tunnel.cut()
 
     def close(self) -> None:
         """End every connection and free the ports."""

@@ -16,7 +16,7 @@ from app.p2p.conversation import Conversation
 from app.p2p.frames import Bye, Data, Ping, Purpose, State, Status, Welcome
 from app.p2p.identity import Role, client_context, mint, server_context
 from app.p2p.lender import Lender
-from app.p2p.link import Address, Ended, Head, Link, LinkError, greet, new_head
+from app.p2p.link import Address, Head, Link, LinkEnd, LinkError, greet, new_head
 from app.p2p.listening import listen
 from app.p2p.relay import About, Relay
 from app.p2p.server import Ready, describe
@@ -178,9 +178,9 @@ def read_hostile_worker(data: bytes) -> bool:
 
     with _answering(answer) as address, suppress(LinkError):
         link = Link(greet(address, _head()), _head())
-        ended: Future[Ended] = Future()
+        ended: Future[LinkEnd] = Future()
         link.follow(lambda status: None, ended.set_result)
-        return ended.result(HANG) is Ended.BYE
+        return ended.result(HANG) is LinkEnd.BYE
     return False
 
 

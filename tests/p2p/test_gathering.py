@@ -5,7 +5,6 @@ For how many it waits, and how long: test_session.py and test_serving.py.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,12 +14,13 @@ import pytest
 from app.errors import WorkerError
 from app.options import ConnectOptions
 from app.p2p.dialer import Candidate, Found
-from app.p2p.frames import Hello, Purpose
-from app.p2p.gathering import Events, Gathering, Stopped
-from app.p2p.link import Address, new_head
-from app.p2p.roster import Change, News, Roster, Worker
-from app.p2p.signals import Arrived
-from tests.p2p.fake_worker import BUSY, READY, FakeWorker, new_token
+from app.p2p.events import Events
+from app.p2p.frames import Purpose
+from app.p2p.gathering import Gathering, Stopped
+from app.p2p.link import new_head
+from app.p2p.roster import News, Roster
+from tests.p2p.fake_worker import READY, FakeWorker, new_token
+from tests.p2p.test_events import STOP, changed
 
 
 @contextmanager
@@ -54,49 +54,6 @@ def test_where_none_is_left_the_error_names_them() -> None:
     with gathering("7.0.0", attic="4.0.1") as found, pytest.raises(WorkerError) as caught:
         found.workers()
     assert "attic speaks RPC protocol 4.0.1, the llama.cpp of this file 7.0.0" in caught.value.message
-
-
-ADDRESS = Address("10.0.0.1", 25052)
-HELLO = Hello(1, "id-1", "box-1", "0.1.0", "", "", "", READY)
-WORKER = Worker(0, "id-1", "key", HELLO, READY, 100.0, ADDRESS, (ADDRESS,), Found.MDNS, 0, there=True)
-STOP = Arrived(signal.SIGTERM, by_terminal=False)
-
-
-def changed(news: News, since: int = 0, place: int = 0) -> Change:
-    return Change(news, replace(WORKER, place=place, status=replace(BUSY, since=since)))
-
-
-def taken(events: Events) -> list[object]:
-    """All that there is."""
-    return list(iter(lambda: events.next(0.01), None))
-
-
-def test_of_a_workers_statuses_the_newest_is_kept_and_nothing_else_is_lost() -> None:
-    events = Events()
-    lasting = [changed(News.FOUND), changed(News.LOST), changed(News.BACK), changed(News.LOST), "what else there is"]
-    for number in range(1000):
-        events.put(changed(News.CHANGED, number))
-        events.put(Change(News.TRIED))
-    for event in lasting:
-        events.put(event)
-    events.put(changed(News.CHANGED, 7, place=1))
-    events.put(changed(News.CHANGED, 8))
-    assert taken(events) == [Change(News.TRIED), *lasting, changed(News.CHANGED, 7, place=1), changed(News.CHANGED, 8)]
-
-
-def test_a_signal_comes_first() -> None:
-    events = Events()
-    events.put(changed(News.FOUND))
-    events.put(STOP)
-    events.put(changed(News.CHANGED))
-    assert taken(events) == [STOP, changed(News.FOUND), changed(News.CHANGED)]
-
-
-def test_events_that_never_end_do_not_hide_that_the_time_is_over() -> None:
-    events = Events()
-    events.put(changed(News.FOUND))
-    assert events.next(0.0) is None
-    assert events.next(None) == changed(News.FOUND)
 
 
 class Endless(Events):

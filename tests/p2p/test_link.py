@@ -18,7 +18,7 @@ from app import __version__
 from app.p2p.channel import ChannelError
 from app.p2p.frames import Message, Purpose, Refused, Status
 from app.p2p.identity import Role, mint
-from app.p2p.link import Address, Ended, Head, Link, LinkError, Problem, greet, new_head
+from app.p2p.link import Address, Head, Link, LinkEnd, LinkError, Problem, greet, new_head
 from tests.p2p.fake_worker import BUSY, HANG, READY, FakeWorker, eventually, new_token
 
 _, OURS = new_token()
@@ -41,10 +41,10 @@ class Followed:
 
     def __init__(self, link: Link, **limits: float) -> None:
         self.statuses: list[Status] = []
-        self.ended: Future[Ended] = Future()
+        self.ended: Future[LinkEnd] = Future()
         link.follow(self.statuses.append, self.ended.set_result, **limits)
 
-    def end(self) -> Ended:
+    def end(self) -> LinkEnd:
         return self.ended.result(HANG)
 
 
@@ -126,7 +126,7 @@ def test_a_worker_that_reads_nothing_does_not_keep_us(worker: FakeWorker) -> Non
         leaving.start()
         leaving.join(HANG)
         assert not leaving.is_alive()
-        assert followed.end() is Ended.CLOSED
+        assert followed.end() is LinkEnd.CLOSED
 
 
 def fill(link: Link) -> None:
@@ -141,14 +141,14 @@ def test_a_quiet_link_lives_by_its_pings(worker: FakeWorker) -> None:
     with pytest.raises(TimeoutError):
         followed.ended.result(1.5)
     worker.mute = True
-    assert followed.end() is Ended.SILENT
+    assert followed.end() is LinkEnd.SILENT
 
 
 @pytest.mark.parametrize(
-    ("end", "told"), [(FakeWorker.stop, Ended.BYE), (FakeWorker.kill, Ended.CUT), (FakeWorker.close, Ended.CUT)]
+    ("end", "told"), [(FakeWorker.stop, LinkEnd.BYE), (FakeWorker.kill, LinkEnd.CUT), (FakeWorker.close, LinkEnd.CUT)]
 )
 def test_a_stopped_worker_is_told_from_a_killed_one(
-    worker: FakeWorker, end: Callable[[FakeWorker], None], told: Ended
+    worker: FakeWorker, end: Callable[[FakeWorker], None], told: LinkEnd
 ) -> None:
     followed = Followed(dial(worker.address))
     eventually(lambda: worker.controls)
@@ -160,7 +160,7 @@ def test_the_worker_is_told_that_we_leave(worker: FakeWorker) -> None:
     link = dial(worker.address)
     followed = Followed(link)
     link.close("the head has ended")
-    assert followed.end() is Ended.CLOSED
+    assert followed.end() is LinkEnd.CLOSED
     eventually(lambda: worker.left == ["the head has ended"])
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_message_ends_the_link(worker: FakeWorker) -> None:
     followed = Followed(dial(worker.address))
     eventually(lambda: worker.controls)
     worker.send_raw(b"\0\0\0\2{}")
-    assert followed.end() is Ended.WRONG
+    assert followed.end() is LinkEnd.WRONG
 
 
 def problem(address: Address, head: Head = HEAD) -> tuple[Problem, str]:

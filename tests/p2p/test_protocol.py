@@ -33,6 +33,15 @@ def test_the_command_needs_the_highest_of_them(versions: list[str], needed: str)
     assert protocol.common(speaking(**{f"box{at}": version for at, version in enumerate(versions)})) == needed
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "true"),
+    [("7.0.0", "7.0.0", True), ("7.0.0", "7.1.2", True), ("7.0.0", "8.0.0", False), ("7.0.0", "7", False)],
+)
+def test_whether_some_llama_cpp_can_use_both(one: str, other: str, true: bool) -> None:
+    assert protocol.together(one, other) is true
+    assert protocol.together(other, one) is true
+
+
 @pytest.mark.parametrize("other", ["8.0.0", "4.0.1", "nonsense", "", "9" * 128])
 def test_different_protocols_are_one_error_that_names_each(other: str) -> None:
     with pytest.raises(WorkerError) as caught:

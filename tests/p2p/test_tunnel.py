@@ -15,7 +15,7 @@ from app.p2p.frames import Busy, Purpose, Refused
 from app.p2p.link import new_head
 from app.p2p.pump import Traffic
 from app.p2p.roster import Change, Roster
-from app.p2p.tunnel import MAX_CONNECTIONS, Tunnels
+from app.p2p.tunnel import MAX_CONNECTIONS, Broke, Tunnels
 from tests.conftest import needs_root, nobody
 from tests.p2p.fake_worker import HANG, FakeWorker, eventually, new_token
 
@@ -35,7 +35,7 @@ class Setup:
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
-        self.broke: list[int] = []
+        self.broke: list[Broke] = []
         self.roster = Roster(HEAD, self.changes.append)
         self.tunnels = Tunnels(HEAD, self.roster.worker, free_ports(), self.broke.append)
 
@@ -195,7 +195,7 @@ def test_a_worker_that_is_not_there(setup: Setup, worker: FakeWorker, caplog: py
         with setup.connect() as client:
             assert is_closed(client)
     eventually(lambda: len([line for line in said(caplog) if "box-1 is not there" in line]) == 2)
-    eventually(lambda: setup.broke == [0, 0])
+    eventually(lambda: setup.broke == [Broke(0), Broke(0)])
 
 
 def test_a_tunnel_that_breaks_is_told_of(setup: Setup, worker: FakeWorker, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,7 +204,7 @@ def test_a_tunnel_that_breaks_is_told_of(setup: Setup, worker: FakeWorker, caplo
         receive(client, 1)
         worker.kill()
         assert is_closed(client)
-    eventually(lambda: setup.broke == [0])
+    eventually(lambda: setup.broke == [Broke(0)])
     assert any("the tunnel to box-1 was cut off" in line for line in said(caplog))
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from app.p2p.server_log import HERE, LogReader, Ready
+from app.p2p.llama_server_log import HERE, Loaded, LogReader
 
 # What the pinned llama-server wrote, with two workers of which one has two devices.
 LOADED = b"""\
@@ -26,7 +26,7 @@ LISTENS = b"0.00.042.113 I srv  llama_server: listening on http://127.0.0.1:8080
 BUFFERS = {HERE: 0.13, "127.0.0.1:26001": 1027.38, "127.0.0.1:26002": 2.25}
 
 
-def read(*pieces: bytes) -> list[Ready]:
+def read(*pieces: bytes) -> list[Loaded]:
     reader = LogReader()
     return [ready for piece in pieces if (ready := reader.feed(piece)) is not None]
 
@@ -57,7 +57,7 @@ def test_it_is_not_ready_before_it_says_so() -> None:
     ],
 )
 def test_a_models_name_is_not_believed(line: bytes) -> None:
-    assert read(line, LISTENS) == [Ready("http://127.0.0.1:8080", {})]
+    assert read(line, LISTENS) == [Loaded("http://127.0.0.1:8080", {})]
 
 
 def test_once_it_listens_its_clients_words_are_not_taken_for_its_own() -> None:
@@ -68,12 +68,12 @@ def test_once_it_listens_its_clients_words_are_not_taken_for_its_own() -> None:
 
 def test_an_address_is_one() -> None:
     assert read(b"llama_server: listening on http://evil\x1b]0;owned\x07\n", LISTENS) == [
-        Ready("http://127.0.0.1:8080", {})
+        Loaded("http://127.0.0.1:8080", {})
     ]
 
 
 def test_what_it_does_not_tell_is_left_out() -> None:
-    assert read(LISTENS) == [Ready("http://127.0.0.1:8080", {})]
+    assert read(LISTENS) == [Loaded("http://127.0.0.1:8080", {})]
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_a_prompt_in_the_log_is_no_line_of_its_own() -> None:
 
 
 def test_bytes_of_any_kind_and_lines_of_any_length() -> None:
-    assert read(bytes(range(256)) * 100, b"\n", LISTENS) == [Ready("http://127.0.0.1:8080", {})]
+    assert read(bytes(range(256)) * 100, b"\n", LISTENS) == [Loaded("http://127.0.0.1:8080", {})]
 
 
 def test_every_byte_is_passed_on_as_it_comes() -> None:
     script = (
         "import os, sys\n"
-        "from app.p2p.server_log import PassedOn\n"
+        "from app.p2p.llama_server_log import PassedOn\n"
         "reading, writing = os.pipe()\n"
         "output = PassedOn(reading, lambda ready: print(ready.url, flush=True))\n"
         "os.write(writing, sys.stdin.buffer.read()); os.close(writing)\n"

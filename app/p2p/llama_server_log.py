@@ -27,7 +27,7 @@ _LISTENING = re.compile(_BEGIN + rb"llama_server: listening on ((?:https?|unix):
 
 
 @dataclass(frozen=True)
-class Ready:
+class Loaded:
     """llama-server has said that it has its model and listens."""
 
     url: str
@@ -43,7 +43,7 @@ class LogReader:
         self._buffers: dict[str, float] = {}
         self._ready = False
 
-    def feed(self, data: bytes) -> Ready | None:
+    def feed(self, data: bytes) -> Loaded | None:
         """The first address that these bytes, and those before them, tell of, once."""
         if self._ready:
             return None
@@ -53,21 +53,21 @@ class LogReader:
         self._ready = ready is not None
         return ready
 
-    def _read(self, line: bytes) -> Ready | None:
+    def _read(self, line: bytes) -> Loaded | None:
         line = line[:MAX_LINE].rstrip()
         if found := _BUFFER.search(line):
             remote = _REMOTE.fullmatch(found[1].decode(errors="replace"))
             endpoint = remote[1] if remote else HERE
             self._buffers[endpoint] = self._buffers.get(endpoint, 0.0) + float(found[2])
         elif found := _LISTENING.search(line):
-            return Ready(found[1].decode(errors="replace"), dict(self._buffers))
+            return Loaded(found[1].decode(errors="replace"), dict(self._buffers))
         return None
 
 
 class PassedOn:
     """The stderr of one run of llama-server on its way to ours, byte for byte, in a thread of its own."""
 
-    def __init__(self, descriptor: int, tell: Callable[[Ready], None]) -> None:
+    def __init__(self, descriptor: int, tell: Callable[[Loaded], None]) -> None:
         """Take over the read end `descriptor` of its pipe."""
         self._descriptor = descriptor
         self._tell = tell
