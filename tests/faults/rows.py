@@ -227,7 +227,7 @@ ROWS = (
         _in(f"{_LIVE}assets", "leftovers_of_killed_launchers_are_pruned"),
     ),
     Row(
-        42, "10,000 invented announcements, off-link ones too", "<= 8 dials at once, 0 off-link",
+        42, "10,000 invented announcements, off-link ones too", "<= 8 dials at once, 0 off-link; 0 for a stranger",
         _in(f"{_OURS}lan", "invented_announcements", "forged_announcements")
         + _in(
             f"{_P2P}discovery",
