@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv6Address
 
-from zeroconf import BadTypeInNameException, DNSQuestionType, ServiceBrowser, ServiceInfo, ServiceListener, Zeroconf
+from zeroconf import RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
+from zeroconf._dns import DNSAddress, DNSPointer, DNSQuestion, DNSRecord, DNSService, DNSText
+from zeroconf._protocol.outgoing import DNSOutgoing
 
 from app.p2p.announcement import Announcement, read
 from app.p2p.mdns import MAX_ADDRESSES, SERVICE, Mdns, call
@@ -19,14 +20,16 @@ from app.p2p.token import Network
 MAX_SIGHTINGS = 512
 """Announcements remembered at a time: more than a LAN has workers."""
 MAX_QUESTIONS = 16
-"""Incomplete announcements asked about at a time. Ours are complete, and so are most others'."""
+"""Incomplete announcements asked about in a `RESCAN`. Ours are complete, and so are most others'."""
+ASK_AT = (0.0, 1.0, 4.0, 9.0)
+"""Seconds after the start at which everybody is asked: Wi-Fi loses multicast ..."""
 ASK_AGAIN = 60.0
-"""Seconds after which a browser asks anew. zeroconf's does so in its first 14 s only, and Wi-Fi loses multicast."""
-QUESTION_TIMEOUT_MS = 3000
-MAX_RECORDS = 8192
-"""Of all mDNS, heard at a time. At 10,000 zeroconf begins to forget whatever expires first, which in a flood is
-what is genuine.
-"""
+"""... and so many seconds after the last time, for ever."""
+
+# RFC 1035, 3.2.2 and 4.1.1; RFC 2782.
+_QUERY = 0
+_PTR, _TXT, _SRV = 12, 16, 33
+_IN = 1
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +46,16 @@ class Sighting(Announcement):
     """Numeric and on one of our links, IPv4 first; link-local ones with `%interface`."""
 
 
-class Browser(Mdns, ServiceListener):
+class Browser(Mdns, RecordUpdateListener):
     """Watches the workers that members of `networks` announce.
 
     `found` is called with each sighting and with each change of one; `gone` when it
     says goodbye, expires, makes room for a newer one, or our own links change: then
     drop the hint, and no live connection. Neither call may take long or call back.
+
+    What is heard counts packet by packet, as ours are complete. zeroconf's memory, which a
+    flood can fill, its browser, which answers each record with work, and its questions, into
+    which it copies what it heard, have no part in it.
     """
 
     def __init__(
@@ -65,10 +72,14 @@ class Browser(Mdns, ServiceListener):
         self._found = found
         self._gone = gone
         self._sightings: dict[str, Sighting] = {}
-        self._asking: dict[str, Future[bool]] = {}
-        self._browser: ServiceBrowser | None = None
-        self._ask_at = 0.0
-        self._told_of_a_flood = False
+        """By instance; like the next two they belong to zeroconf's thread."""
+        self._expiry: dict[str, float] = {}
+        """When to forget them."""
+        self._questions = 0
+        """Asked about incomplete ones since the last look."""
+        self._listening = False
+        self._ask_at: Iterator[float] = iter(())
+        self._next_question = 0.0
 
     def start(self) -> None:
         """Begin to look."""
@@ -76,99 +87,115 @@ class Browser(Mdns, ServiceListener):
 
     def _work(self, zeroconf: Zeroconf) -> None:
         now = time.monotonic()
-        if self._browser is not None and now >= self._ask_at:
-            self._browser.cancel()
-            self._browser = None
-        if self._browser is None:
-            # Answers for one program would go astray where several on a machine share the port (RFC 6762, 15.1).
-            self._browser = ServiceBrowser(zeroconf, SERVICE, listener=self, question_type=DNSQuestionType.QM)
-            self._ask_at = now + ASK_AGAIN
+        if not self._listening:
+            self._listening = True
+            zeroconf.add_listener(self, None)
+            self._ask_at, self._next_question = (now + after for after in ASK_AT), now
+        if now >= self._next_question:
+            zeroconf.send(_question((SERVICE, _PTR)))
+            self._next_question = next((at for at in self._ask_at if at > now), now + ASK_AGAIN)
+        call(zeroconf, self._expire())
 
-    def _is_spoilt(self, zeroconf: Zeroconf) -> bool:
-        if call(zeroconf, _records(zeroconf)) < MAX_RECORDS:
-            return False
-        if not self._told_of_a_flood:
-            self._told_of_a_flood = True
-            log.warning(
-                "somebody floods mDNS: workers are found late, or not at all unless --peer HOST:PORT names them"
-            )
-        return True
+    async def _expire(self) -> None:
+        self._questions = 0
+        now = time.monotonic()
+        for instance in [instance for instance, at in self._expiry.items() if at <= now]:
+            self._lose(instance)
 
-    def _finish(self, zeroconf: Zeroconf) -> None:  # noqa: ARG002 - the browser knows it
-        if self._browser is not None:
-            self._browser.cancel()
-            self._browser = None
-        for question in list(self._asking.values()):
-            question.cancel()
-        for name in [] if self._stopping else list(self._sightings):
-            self._lose(name)
+    def _wants(self, record: DNSRecord) -> bool:
+        """Of what was proved, so that zeroconf tells of its goodbye."""
+        return isinstance(record, DNSPointer) and _instance(record.alias) in self._sightings
 
-    def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002 - zeroconf's signature
-        """Called by zeroconf."""
-        self._heard(zc, name)
+    def _finish(self, zeroconf: Zeroconf) -> None:
+        self._listening = False
+        call(zeroconf, self._end(zeroconf))
 
-    def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
-        """Called by zeroconf."""
-        self._heard(zc, name)
+    async def _end(self, zeroconf: Zeroconf) -> None:
+        zeroconf.async_remove_listener(self)
+        for instance in [] if self._stopping else list(self._sightings):
+            self._lose(instance)
 
-    def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:  # noqa: ARG002
-        """Called by zeroconf."""
-        self._heard(None, name)
-
-    def _heard(self, zeroconf: Zeroconf | None, name: str) -> None:
-        name = name.lower()  # or each spelling would be another worker
+    def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+        """Called by zeroconf with what one packet says, or with what has expired."""
         try:
-            if zeroconf is None:
-                self._lose(name)
-            else:
-                self._look(zeroconf, name)
-        except Exception:  # one announcement must not end the thread that hears the others
+            self._hear(zc, [update.new for update in records], now)
+        except Exception:  # one packet must not end what hears the others
             log.exception("an announcement could not be handled")
 
-    def _look(self, zeroconf: Zeroconf, name: str) -> None:
-        try:
-            info = ServiceInfo(SERVICE, name)
-        except BadTypeInNameException:
-            return
-        if not info.load_from_cache(zeroconf):
-            if name not in self._sightings:  # else its address records are old, and no news
-                self._ask(zeroconf, info)
-            return
-        sighting = self._read(info)
-        # What nobody has proved does not take back what somebody has.
-        if sighting is not None and sighting != self._sightings.get(name):
-            if name not in self._sightings and len(self._sightings) >= MAX_SIGHTINGS:
-                # The oldest has had its chance to be dialled; a newcomer may be genuine.
-                self._lose(next(iter(self._sightings)))
-            self._sightings[name] = sighting
-            self._found(sighting)
+    def _hear(self, zeroconf: Zeroconf, records: list[DNSRecord], now: float) -> None:
+        said = [record for record in records if not record.is_expired(now)]
+        texts = {_instance(record.name): record for record in said if isinstance(record, DNSText)}
+        services = {_instance(record.name): record for record in said if isinstance(record, DNSService)}
+        for pointer in [record for record in records if isinstance(record, DNSPointer)]:
+            instance = _instance(pointer.alias)
+            if pointer not in said:
+                self._lose(instance)
+            elif instance and instance not in texts.keys() | services.keys() | self._sightings.keys():
+                self._ask(zeroconf, pointer.alias)
+        for instance in texts.keys() & services.keys() - {""}:
+            sighting = self._sighting(instance, services[instance], texts[instance], said)
+            # What nobody has proved does not take back what somebody has.
+            if sighting is not None:
+                self._keep(sighting, texts[instance].ttl)
 
-    def _lose(self, name: str) -> None:
-        sighting = self._sightings.pop(name, None)
-        if sighting is not None:
-            self._gone(sighting)
-
-    def _ask(self, zeroconf: Zeroconf, info: ServiceInfo) -> None:
-        """Ask for the records that are missing; zeroconf calls `update_service` for each that comes."""
-        name = info.name
-        if name in self._asking or len(self._asking) >= MAX_QUESTIONS or zeroconf.loop is None:
-            return
-        request = info.async_request(zeroconf, QUESTION_TIMEOUT_MS, DNSQuestionType.QM)
-        question = self._asking[name] = asyncio.run_coroutine_threadsafe(request, zeroconf.loop)
-        question.add_done_callback(lambda _: self._asking.pop(name, None))
-
-    def _read(self, info: ServiceInfo) -> Sighting | None:
+    def _sighting(self, instance: str, service: DNSService, text: DNSText, said: list[DNSRecord]) -> Sighting | None:
         """What is announced; None when no member of our network says it, or it leads nowhere."""
-        announcement = read(self._networks, info.get_name(), info.port, info.properties)
+        properties = ServiceInfo(SERVICE, f"x.{SERVICE}", properties=text.text).properties
+        announcement = read(self._networks, instance, service.port, properties)
         if announcement is None:
             return None
-        heard = [ipaddress.ip_address(address) for address in info.parsed_scoped_addresses()[: 4 * MAX_ADDRESSES]]
-        heard.sort(key=lambda address: (address.version, address.is_link_local))
-        dialable = [one.dialable(address) for address in heard for one in self._interfaces]
-        addresses = tuple(dict.fromkeys(address for address in dialable if address is not None))[:MAX_ADDRESSES]
+        of_host = (record for record in said if isinstance(record, DNSAddress) and record.key == service.server_key)
+        addresses = self._dialable(_addresses(of_host))
         return Sighting(**asdict(announcement), addresses=addresses) if addresses else None
 
+    def _dialable(self, heard: list[IPv4Address | IPv6Address]) -> tuple[str, ...]:
+        heard.sort(key=lambda address: (address.version, address.is_link_local))
+        dialable = [one.dialable(address) for address in heard for one in self._interfaces]
+        return tuple(dict.fromkeys(address for address in dialable if address is not None))[:MAX_ADDRESSES]
 
-async def _records(zeroconf: Zeroconf) -> int:
-    """How many it remembers."""
-    return sum(map(len, zeroconf.cache.cache.values()))
+    def _keep(self, sighting: Sighting, ttl: float) -> None:
+        known = self._sightings.get(sighting.instance)
+        if known is None and len(self._sightings) >= MAX_SIGHTINGS:
+            # The oldest has had its chance to be dialled.
+            self._lose(next(iter(self._sightings)))
+        self._sightings[sighting.instance] = sighting
+        self._expiry[sighting.instance] = time.monotonic() + ttl
+        if sighting != known:
+            self._found(sighting)
+
+    def _lose(self, instance: str) -> None:
+        sighting = self._sightings.pop(instance, None)
+        if sighting is not None:
+            del self._expiry[instance]
+            self._gone(sighting)
+
+    def _ask(self, zeroconf: Zeroconf, name: str) -> None:
+        """Ask for what is missing; whoever answers says all of it in one packet."""
+        if self._questions < MAX_QUESTIONS:
+            self._questions += 1
+            zeroconf.async_send(_question((name, _SRV), (name, _TXT)))
+
+
+def _instance(name: str) -> str:
+    """In lower case, or each spelling would be another worker; empty for what is none of our service."""
+    return name.lower().removesuffix(f".{SERVICE}") if name.lower().endswith(f".{SERVICE}") else ""
+
+
+def _addresses(records: Iterable[DNSAddress]) -> list[IPv4Address | IPv6Address]:
+    found: list[IPv4Address | IPv6Address] = []
+    for record in records:
+        address = ipaddress.ip_address(record.address)
+        if address.is_link_local and address.version == 6 and record.scope_id:
+            address = ipaddress.ip_address(f"{address}%{record.scope_id}")
+        found.append(address)
+        if len(found) == 4 * MAX_ADDRESSES:
+            break
+    return found
+
+
+def _question(*asked: tuple[str, int]) -> DNSOutgoing:
+    """With no known answers: what somebody else put there could keep it from being sent at all."""
+    question = DNSOutgoing(_QUERY)
+    for name, kind in asked:
+        question.add_question(DNSQuestion(name, kind, _IN))
+    return question

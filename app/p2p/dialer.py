@@ -69,7 +69,9 @@ class _Route:
     """A candidate and how dialling it goes."""
 
     candidate: Candidate
-    due: float
+    due: float = -math.inf
+    dialled: float = -math.inf
+    """When that began last."""
     until: float = math.inf
     """When to forget it: its announcement is gone."""
     dialing: bool = False
@@ -110,10 +112,11 @@ class Dialer:
         with self._changed:
             route = self._routes.get(candidate.key)
             if route is None:
-                route = self._routes[candidate.key] = _Route(candidate, due=0.0)
-            elif route.candidate != candidate:
-                route.rests_since = None  # it may be another worker now
-            route.candidate, route.until, route.failures, route.due = candidate, math.inf, 0, self._clock()
+                route = self._routes[candidate.key] = _Route(candidate)
+            # Anybody can say another address for it, again and again: neither does that cost the worker to which it
+            # has led, nor is it dialled any faster.
+            route.candidate, route.until, route.failures = candidate, math.inf, 0
+            route.due = max(self._clock(), route.dialled + FIRST_DELAY)
             if len(self._threads) < MAX_DIALS:
                 self._threads.append(Thread(target=self._run, name="dial", daemon=True))
                 self._threads[-1].start()
@@ -186,7 +189,7 @@ class Dialer:
                 due = [route for route in free if route.due <= now]
                 if due:
                     route = min(due, key=lambda route: (route.candidate.rank, route.failures, route.due))
-                    route.dialing, route.lost = True, False
+                    route.dialing, route.lost, route.dialled = True, False, now
                     return route
                 self._changed.wait(min((route.due - now for route in free), default=None))
             return None

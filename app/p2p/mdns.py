@@ -14,6 +14,7 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 
 from zeroconf import Zeroconf
+from zeroconf._dns import DNSRecord
 
 from app.p2p.interfaces import Interface, suitable
 
@@ -56,8 +57,8 @@ class Mdns:
         """Bring about what is wanted."""
         raise NotImplementedError
 
-    def _is_spoilt(self, zeroconf: Zeroconf) -> bool:  # noqa: ARG002 - for those to whom it is
-        """Whether `zeroconf` is of no use any more, and another one is to take its place."""
+    def _wants(self, record: DNSRecord) -> bool:  # noqa: ARG002 - for those who want some
+        """Whether zeroconf is to remember what somebody has said."""
         return False
 
     def _finish(self, zeroconf: Zeroconf) -> None:
@@ -68,7 +69,7 @@ class Mdns:
         if self._enabled and not self._thread.is_alive() and not self._stopping:
             # What zeroconf has to say is what any packet makes it say, or what we say better.
             logging.getLogger("zeroconf").setLevel(logging.CRITICAL + 1)
-            logging.getLogger("asyncio").setLevel(logging.WARNING)
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)  # its errors go there
             self._thread.start()
         self._awake.set()
 
@@ -103,7 +104,7 @@ class Mdns:
 
     def _step(self) -> None:
         interfaces = suitable(self._named)
-        if interfaces != self._interfaces or (self._zeroconf is not None and self._is_spoilt(self._zeroconf)):
+        if interfaces != self._interfaces:
             # Begin anew. What was heard on the old links is no hint any more, and
             # while it is remembered nobody would say it again (RFC 6762, 7.1).
             self._shut()
@@ -116,12 +117,20 @@ class Mdns:
             log.debug("mDNS on %s", ", ".join(one.name for one in interfaces))
         self._warn("")
         self._work(self._zeroconf)
+        call(self._zeroconf, self._forget(self._zeroconf))
+
+    async def _forget(self, zeroconf: Zeroconf) -> None:
+        """Make zeroconf forget what anybody on the LAN has filled its memory with."""
+        cache = zeroconf.cache
+        cache.async_remove_records(
+            [record for records in cache.cache.values() for record in records if not self._wants(record)]
+        )
 
     def _shut(self) -> None:
-        zeroconf, self._zeroconf = self._zeroconf, None
-        if zeroconf is not None:
-            self._finish(zeroconf)
-            zeroconf.close()
+        if self._zeroconf is not None:
+            self._finish(self._zeroconf)
+            self._zeroconf.close()  # where it raises, it is tried again: an open one would listen for ever
+            self._zeroconf = None
 
 
 def _open(senders: list[str]) -> Zeroconf:

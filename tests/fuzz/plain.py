@@ -10,8 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from zeroconf import ServiceInfo
-from zeroconf._cache import DNSCache
+from zeroconf import RecordUpdate, ServiceInfo
 from zeroconf._dns import DNSPointer
 from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf._protocol.outgoing import DNSOutgoing
@@ -141,16 +140,12 @@ def peers_seeds() -> list[bytes]:
 
 def read_announcement(data: bytes) -> bool:
     """One mDNS packet, as a browser hears it: anybody on the LAN can send it."""
-    cache = DNSCache()
-    records = DNSIncoming(data).answers()
-    cache.async_add_records(records)
+    packet = DNSIncoming(data)
     heard: dict[str, Sighting] = {}
     browser = Browser([network().network], lambda one: heard.update({one.instance: one}), lambda one: None)
     browser._interfaces = suitable({"lo"})
-    wire: Any = SimpleNamespace(cache=cache, loop=None)
-    for name in {name for record in records for name in (record.name, getattr(record, "alias", ""))}:
-        if name.lower().endswith(SERVICE):
-            browser.add_service(wire, SERVICE, name)
+    wire: Any = SimpleNamespace(async_send=lambda question: question.packets())
+    browser.async_update_records(wire, packet.now, [RecordUpdate(record) for record in packet.answers()])
     for sighting in heard.values():
         assert sighting.tag == network().tag
         assert 1 <= sighting.port < 65536

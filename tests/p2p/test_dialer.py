@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from queue import Empty, SimpleQueue
 
 import pytest
 
-from app.p2p.dialer import MAX_DIALS, MAX_WARNINGS, Candidate, Dialer, Found
+from app.p2p.dialer import FIRST_DELAY, MAX_DIALS, MAX_WARNINGS, Candidate, Dialer, Found
 from app.p2p.frames import Purpose
 from app.p2p.link import Address, Greeting, Problem, new_head
 from tests.p2p.fake_worker import HANG, FakeWorker, eventually, new_token
@@ -101,6 +102,31 @@ def test_a_candidate_rests_while_its_worker_is_there_and_is_dialled_when_it_is_l
             dialed.arrived.get(timeout=1.5)
         dialed.dialer.resume(["announced"])
         assert dialed.next() == ("announced", "box-1")
+
+
+def test_other_addresses_for_a_worker_that_is_there_cost_it_nothing_and_count_once_it_is_lost(dialed: Dialed) -> None:
+    """Anybody can say them."""
+    with FakeWorker(OURS) as worker, FakeWorker(OURS, "box-2") as other:
+        dialed.dialer.add(announced(worker.address))
+        dialed.next()
+        dialed.dialer.add(announced(other.address))
+        with pytest.raises(Empty):
+            dialed.arrived.get(timeout=1.5)
+        dialed.dialer.resume(["announced"])
+        assert dialed.next() == ("announced", "box-2")
+
+
+def test_one_that_is_announced_again_and_again_is_dialled_no_faster(dialed: Dialed) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.05)
+        here, seen, began = Address("127.0.0.1", listener.getsockname()[1]), 0, time.monotonic()
+        for number in range(30):
+            dialed.dialer.add(announced(here, *[NOWHERE] * (number % 2)))
+            with suppress(TimeoutError):
+                while True:
+                    listener.accept()[0].close()
+                    seen += 1
+        assert 1 <= seen <= 2 + (time.monotonic() - began) / FIRST_DELAY
 
 
 def test_a_worker_lost_at_once_is_dialled_again(dialed: Dialed) -> None:
