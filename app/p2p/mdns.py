@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from threading import Event, Thread
 from typing import Any, TypeVar
 
@@ -121,10 +122,11 @@ class Mdns:
 
     async def _forget(self, zeroconf: Zeroconf) -> None:
         """Make zeroconf forget what anybody on the LAN has filled its memory with."""
-        cache = zeroconf.cache
-        cache.async_remove_records(
-            [record for records in cache.cache.values() for record in records if not self._wants(record)]
-        )
+        remembered = [record for records in zeroconf.cache.cache.values() for record in records]
+        for record in remembered:
+            if not self._wants(record):
+                with suppress(KeyError):  # some that are heard twice are half forgotten already
+                    zeroconf.cache.async_remove_records((record,))
 
     def _shut(self) -> None:
         if self._zeroconf is not None:
