@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from app.p2p.identity import ID_PATTERN
 from app.p2p.token import Network
 
+INSTANCE_PATTERN = r"[a-z0-9_-]{1,63}"
+"""Of an instance name in lower case."""
+
 _PORTS = range(1, 65536)
-_INSTANCE = re.compile(r"[a-z0-9_-]{1,63}")
 _VERSION = re.compile(r"[0-9]{1,4}")
 _RPC = re.compile(r"[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}")
 # Of HMAC-SHA256, as in RFC 4868: 2^128 tries are out of reach, and TXT stays short.
@@ -57,7 +59,7 @@ def read(
     text = {key: value.decode("ascii", "replace") for key, value in properties.items() if value is not None}
     tag, worker_id, rpc, version, proof = (text.get(key, "") for key in (b"tag", b"id", b"rpc", b"v", b"mac"))
     network = next((network for network in networks if network.tag == tag), None)
-    if network is None or port is None or port not in _PORTS or not _INSTANCE.fullmatch(instance.lower()):
+    if network is None or port is None or port not in _PORTS or not re.fullmatch(INSTANCE_PATTERN, instance.lower()):
         return None
     if not (re.fullmatch(ID_PATTERN, worker_id) and _RPC.fullmatch(rpc) and _VERSION.fullmatch(version)):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from zeroconf import RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
 from zeroconf._dns import DNSAddress, DNSPointer, DNSQuestion, DNSRecord, DNSService, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
 
-from app.p2p.announcement import Announcement, read
+from app.p2p.announcement import INSTANCE_PATTERN, Announcement, read
 from app.p2p.mdns import MAX_ADDRESSES, SERVICE, Mdns, call
 from app.p2p.token import Network
 
@@ -30,6 +31,7 @@ ASK_AGAIN = 60.0
 _QUERY = 0
 _PTR, _TXT, _SRV = 12, 16, 33
 _IN = 1
+_OURS = re.compile(rf"({INSTANCE_PATTERN})\.{re.escape(SERVICE)}")
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +179,12 @@ class Browser(Mdns, RecordUpdateListener):
 
 
 def _instance(name: str) -> str:
-    """In lower case, or each spelling would be another worker; empty for what is none of our service."""
-    return name.lower().removesuffix(f".{SERVICE}") if name.lower().endswith(f".{SERVICE}") else ""
+    """In lower case, or each spelling would be another worker; empty for what cannot be one of ours.
+
+    Of what is no UTF-8 zeroconf makes names that it cannot write in a question.
+    """
+    match = _OURS.fullmatch(name.lower())
+    return match[1] if match else ""
 
 
 def _addresses(records: Iterable[DNSAddress]) -> list[IPv4Address | IPv6Address]:

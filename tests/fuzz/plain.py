@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import random
+import struct
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +154,14 @@ def read_announcement(data: bytes) -> bool:
         assert all(text.isascii() and text.isprintable() for text in (sighting.instance, sighting.worker_id))
     browser.close()
     return bool(heard)
+
+
+def pointer_to(label: bytes) -> bytes:
+    """A packet that says there is a worker of that label, and no more."""
+    service = b"".join(bytes([len(part)]) + part.encode() for part in SERVICE.split("."))
+    header = struct.pack("!6H", 0, _RESPONSE, 0, 1, 0, 0)
+    place = bytes([len(label)]) + label + struct.pack("!H", 0xC000 + len(header))
+    return header + service + struct.pack("!HHIH", 12, 1, 4500, len(place)) + place
 
 
 def announcement_seeds() -> list[bytes]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tests.fuzz import carried, plain, wire
 from tests.fuzz.carried import MANIFEST, archive_with
+from tests.fuzz.plain import pointer_to
 from tests.fuzz.target import Target
 
 TARGETS: Mapping[str, Target] = {
@@ -34,6 +35,7 @@ TARGETS: Mapping[str, Target] = {
 }
 
 FOUND: Mapping[str, tuple[bytes, ...]] = {
+    "announcement": (pointer_to(b"\xff" * 22),),
     "archive": (archive_with(entry_length=1), archive_with(length=1 << 31), archive_with(table_length=19)),
     "manifest": (
         b"[]",

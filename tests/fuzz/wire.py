@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -232,7 +233,10 @@ def _answering(answer: Callable[[socket.socket], object]) -> Iterator[Address]:
 def _say(sock: socket.socket, data: bytes) -> int:
     with suppress(ConnectionError):
         sock.sendall(data)
-    return _finish(sock)
+    seen = _finish(sock)
+    # Thousands a minute: after a reset none of them keeps its port for another one.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return seen
 
 
 @cache
