@@ -77,8 +77,8 @@ class Browser(Mdns, RecordUpdateListener):
         """By instance; like the next two they belong to zeroconf's thread."""
         self._expiry: dict[str, float] = {}
         """When to forget them."""
-        self._questions = 0
-        """Asked about incomplete ones since the last look."""
+        self._asked: set[str] = set()
+        """Incomplete ones, since the last look."""
         self._listening = False
         self._ask_at: Iterator[float] = iter(())
         self._next_question = 0.0
@@ -99,7 +99,7 @@ class Browser(Mdns, RecordUpdateListener):
         call(zeroconf, self._expire())
 
     async def _expire(self) -> None:
-        self._questions = 0
+        self._asked.clear()
         now = time.monotonic()
         for instance in [instance for instance, at in self._expiry.items() if at <= now]:
             self._lose(instance)
@@ -126,19 +126,22 @@ class Browser(Mdns, RecordUpdateListener):
 
     def _hear(self, zeroconf: Zeroconf, records: list[DNSRecord], now: float) -> None:
         said = [record for record in records if not record.is_expired(now)]
+        pointers = [record for record in records if isinstance(record, DNSPointer)]
+        for pointer in pointers:
+            if pointer not in said:
+                self._lose(_instance(pointer.alias))
         texts = {_instance(record.name): record for record in said if isinstance(record, DNSText)}
         services = {_instance(record.name): record for record in said if isinstance(record, DNSService)}
-        for pointer in [record for record in records if isinstance(record, DNSPointer)]:
-            instance = _instance(pointer.alias)
-            if pointer not in said:
-                self._lose(instance)
-            elif instance and instance not in texts.keys() | services.keys() | self._sightings.keys():
-                self._ask(zeroconf, pointer.alias)
-        for instance in texts.keys() & services.keys() - {""}:
+        hosts = {record.key for record in said if isinstance(record, DNSAddress)}
+        whole = {name for name in texts.keys() & services.keys() if services[name].server_key in hosts} - {""}
+        for instance in whole:
             sighting = self._sighting(instance, services[instance], texts[instance], said)
             # What nobody has proved does not take back what somebody has.
             if sighting is not None:
                 self._keep(sighting, texts[instance].ttl)
+        named = {_instance(pointer.alias) for pointer in pointers if pointer in said}
+        for instance in (named | texts.keys() | services.keys()) - whole - self._sightings.keys() - {""}:
+            self._ask(zeroconf, instance)
 
     def _sighting(self, instance: str, service: DNSService, text: DNSText, said: list[DNSRecord]) -> Sighting | None:
         """What is announced; None when no member of our network says it, or it leads nowhere."""
@@ -171,10 +174,11 @@ class Browser(Mdns, RecordUpdateListener):
             del self._expiry[instance]
             self._gone(sighting)
 
-    def _ask(self, zeroconf: Zeroconf, name: str) -> None:
-        """Ask for what is missing; whoever answers says all of it in one packet."""
-        if self._questions < MAX_QUESTIONS:
-            self._questions += 1
+    def _ask(self, zeroconf: Zeroconf, instance: str) -> None:
+        """Ask for what is missing, once; the answer is a packet with all of it."""
+        if len(self._asked) < MAX_QUESTIONS and instance not in self._asked:
+            self._asked.add(instance)
+            name = f"{instance}.{SERVICE}"
             zeroconf.async_send(_question((name, _SRV), (name, _TXT)))
 
 

@@ -6,6 +6,7 @@ Real mDNS: on loopback, and between network namespaces where the machine allows 
 from __future__ import annotations
 
 import gc
+import ipaddress
 import itertools
 import json
 import logging
@@ -33,9 +34,11 @@ from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from app.errors import ExitCode, WorkerError
+from app.p2p import mdns
 from app.p2p.announcement import Announcement, write
 from app.p2p.announcer import Announcer
 from app.p2p.browser import MAX_SIGHTINGS, Browser, Sighting
+from app.p2p.interfaces import Interface
 from app.p2p.mdns import SERVICE
 from app.p2p.token import Network, generate, network, parse
 from tests.fuzz.plain import pointer_to
@@ -414,12 +417,26 @@ def test_a_forged_goodbye_takes_the_hint_and_nothing_else(watch: Watch, wire: Wi
     assert watch.next("found") == sighting
 
 
-def test_an_incomplete_announcement_is_asked_about(watch: Watch, wire: Wire) -> None:
+@pytest.mark.parametrize("heard", [("ptr",), ("ptr", "srv"), ("ptr", "txt"), ("srv", "txt")], ids="-".join)
+def test_an_incomplete_announcement_is_asked_about(watch: Watch, wire: Wire, heard: tuple[str, ...]) -> None:
+    """Long answers are sent in several packets."""
     info = invented("terse")
-    wire.say(info, records=("ptr",))
+    wire.say(info, records=heard)
     wire.wait_for_question(info.name)
     wire.say(info, records=("srv", "txt", "a"))
     assert watch.next("found").worker_id == "terse"
+
+
+def test_a_worker_of_two_networks_with_many_addresses_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answers does not fit into one packet."""
+    many = tuple(ipaddress.ip_interface(f"127.0.{number}.1/8") for number in range(30))
+    monkeypatch.setattr(mdns, "suitable", lambda _: (Interface("lo", 1, many),))
+    with closing(announcer("both" * 12, OTHER, OURS)) as both:
+        both.announce("7.0.0")
+        time.sleep(QUIET)  # until its own announcements are over
+        for network in (OURS, OTHER):
+            with closing(Watch(network)) as late:
+                assert len(late.wait_for("both" * 12).addresses) == mdns.MAX_ADDRESSES
 
 
 def test_a_worker_that_moves_is_told_once_more(watch: Watch, wire: Wire) -> None:
