@@ -12,13 +12,9 @@ from zeroconf import ServiceInfo, Zeroconf
 
 from app.errors import usage_error
 from app.p2p.announcement import Announcement, write
-from app.p2p.mdns import MAX_ADDRESSES, SERVICE, Mdns, call
+from app.p2p.mdns import MAX_ADDRESSES, SERVICE, TTL, Mdns, call
 from app.p2p.peers import parse_peer
 from app.p2p.token import Network
-
-# What is remembered of a worker that ended without a goodbye is a dead hint, so
-# make it short: the least that zeroconf accepts (RFC 6762, 10, suggests 4500).
-_TTL = 1125
 
 
 class Announcer(Mdns):
@@ -114,7 +110,7 @@ class Announcer(Mdns):
                 announcement.port,
                 properties=write(announcement, network),
                 server=f"{announcement.instance}.local.",  # the machine's own name is nobody's business
-                other_ttl=_TTL,
+                other_ttl=TTL,
                 parsed_addresses=addresses,
             )
             for announcement, network in zip(announcements, self._networks, strict=False)

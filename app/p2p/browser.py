@@ -6,16 +6,19 @@ import ipaddress
 import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice, product
+from typing import TypeVar
 
 from zeroconf import RecordUpdate, RecordUpdateListener, ServiceInfo, Zeroconf
 from zeroconf._dns import DNSAddress, DNSPointer, DNSQuestion, DNSRecord, DNSService, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from app.p2p.announcement import INSTANCE_PATTERN, Announcement, read
-from app.p2p.mdns import MAX_ADDRESSES, SERVICE, Mdns, call
+from app.p2p.mdns import MAX_ADDRESSES, SERVICE, TTL, Mdns, call
 from app.p2p.token import Network
 
 MAX_SIGHTINGS = 512
@@ -31,7 +34,12 @@ ASK_AGAIN = 60.0
 _QUERY = 0
 _PTR, _TXT, _SRV = 12, 16, 33
 _IN = 1
-_OURS = re.compile(rf"({INSTANCE_PATTERN})\.{re.escape(SERVICE)}")
+_HOST = ".local."
+_OURS = re.compile(rf"({INSTANCE_PATTERN})({re.escape('.' + SERVICE)}|{re.escape(_HOST)})")
+_MAX_VERSIONS = 4
+_MAX_LOOK = 256
+
+RecordT = TypeVar("RecordT", bound=DNSRecord)
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +63,9 @@ class Browser(Mdns, RecordUpdateListener):
     says goodbye, expires, makes room for a newer one, or our own links change: then
     drop the hint, and no live connection. Neither call may take long or call back.
 
-    What is heard counts packet by packet, as ours are complete. zeroconf's memory, which a
-    flood can fill, its browser, which answers each record with work, and its questions, into
-    which it copies what it heard, have no part in it.
+    A packet counts by itself, as ours are complete: what a flood puts in zeroconf's memory, or drives
+    out of it, takes nothing from it. zeroconf's browser, which answers each record with work, and its
+    questions, into which it copies what it heard, have no part in this.
     """
 
     def __init__(
@@ -125,46 +133,48 @@ class Browser(Mdns, RecordUpdateListener):
             log.exception("an announcement could not be handled")
 
     def _hear(self, zeroconf: Zeroconf, records: list[DNSRecord], now: float) -> None:
-        said = [record for record in records if not record.is_expired(now)]
-        pointers = [record for record in records if isinstance(record, DNSPointer)]
-        for pointer in pointers:
-            if pointer not in said:
-                self._lose(_instance(pointer.alias))
-        texts = {_instance(record.name): record for record in said if isinstance(record, DNSText)}
-        services = {_instance(record.name): record for record in said if isinstance(record, DNSService)}
-        hosts = {record.key for record in said if isinstance(record, DNSAddress)}
-        whole = {name for name in texts.keys() & services.keys() if services[name].server_key in hosts} - {""}
-        for instance in whole:
-            sighting = self._sighting(instance, services[instance], texts[instance], said)
-            # What nobody has proved does not take back what somebody has.
-            if sighting is not None:
-                self._keep(sighting, texts[instance].ttl)
-        named = {_instance(pointer.alias) for pointer in pointers if pointer in said}
-        for instance in (named | texts.keys() | services.keys()) - whole - self._sightings.keys() - {""}:
-            self._ask(zeroconf, instance)
+        heard = _Heard(zeroconf)
+        named: set[str] = set()
+        hosts: set[str] = set()
+        for record in records:
+            instance = _instance(record.alias if isinstance(record, DNSPointer) else record.name)
+            if not record.is_expired(now):
+                heard.add(record)
+                (hosts if isinstance(record, DNSAddress) else named).add(instance)
+            elif isinstance(record, DNSPointer):
+                self._lose(instance)
+        for instance in (named | hosts) - {""}:
+            texts, services, addresses = heard.of(instance)
+            if texts and services and addresses:
+                # What nobody has proved does not take back what somebody has.
+                if sighting := self._sighting(instance, texts, services, addresses):
+                    self._keep(sighting)
+            elif instance in named - self._sightings.keys():
+                self._ask(zeroconf, instance)
 
-    def _sighting(self, instance: str, service: DNSService, text: DNSText, said: list[DNSRecord]) -> Sighting | None:
+    def _sighting(
+        self, instance: str, texts: list[DNSText], services: list[DNSService], addresses: list[DNSAddress]
+    ) -> Sighting | None:
         """What is announced; None when no member of our network says it, or it leads nowhere."""
-        properties = ServiceInfo(SERVICE, f"x.{SERVICE}", properties=text.text).properties
-        announcement = read(self._networks, instance, service.port, properties)
-        if announcement is None:
-            return None
-        of_host = (record for record in said if isinstance(record, DNSAddress) and record.key == service.server_key)
-        addresses = self._dialable(_addresses(of_host))
-        return Sighting(**asdict(announcement), addresses=addresses) if addresses else None
+        for text, service in product(texts, services):
+            properties = ServiceInfo(SERVICE, f"x.{SERVICE}", properties=text.text).properties
+            announcement = read(self._networks, instance, service.port, properties)
+            if announcement is not None and (dialable := self._dialable(_numeric(addresses))):
+                return Sighting(**asdict(announcement), addresses=dialable)
+        return None
 
     def _dialable(self, heard: list[IPv4Address | IPv6Address]) -> tuple[str, ...]:
         heard.sort(key=lambda address: (address.version, address.is_link_local))
         dialable = [one.dialable(address) for address in heard for one in self._interfaces]
         return tuple(dict.fromkeys(address for address in dialable if address is not None))[:MAX_ADDRESSES]
 
-    def _keep(self, sighting: Sighting, ttl: float) -> None:
+    def _keep(self, sighting: Sighting) -> None:
         known = self._sightings.get(sighting.instance)
         if known is None and len(self._sightings) >= MAX_SIGHTINGS:
             # The oldest has had its chance to be dialled.
             self._lose(next(iter(self._sightings)))
         self._sightings[sighting.instance] = sighting
-        self._expiry[sighting.instance] = time.monotonic() + ttl
+        self._expiry[sighting.instance] = time.monotonic() + TTL
         if sighting != known:
             self._found(sighting)
 
@@ -175,11 +185,37 @@ class Browser(Mdns, RecordUpdateListener):
             self._gone(sighting)
 
     def _ask(self, zeroconf: Zeroconf, instance: str) -> None:
-        """Ask for what is missing, once; the answer is a packet with all of it."""
+        """Ask for what is missing, once; the answer is mostly a packet with all of it."""
         if len(self._asked) < MAX_QUESTIONS and instance not in self._asked:
             self._asked.add(instance)
             name = f"{instance}.{SERVICE}"
             zeroconf.async_send(_question((name, _SRV), (name, _TXT)))
+
+
+class _Heard:
+    """What one packet says of each worker and, where that is not all, what others have just said."""
+
+    def __init__(self, zeroconf: Zeroconf) -> None:
+        self._lately = zeroconf.cache.cache
+        self._said: defaultdict[str, list[DNSRecord]] = defaultdict(list)
+
+    def add(self, record: DNSRecord) -> None:
+        """The packet says this."""
+        self._said[record.key].append(record)
+
+    def of(self, instance: str) -> tuple[list[DNSText], list[DNSService], list[DNSAddress]]:
+        """Whatever there is of it, and no more than a genuine one has: anybody may have said it."""
+        name, host = f"{instance}.{SERVICE}", f"{instance}{_HOST}"
+        return (
+            self._find(name, DNSText, _MAX_VERSIONS),
+            self._find(name, DNSService, _MAX_VERSIONS),
+            self._find(host, DNSAddress, 4 * MAX_ADDRESSES),
+        )
+
+    def _find(self, key: str, kind: type[RecordT], limit: int) -> list[RecordT]:
+        said = [record for record in self._said[key] if isinstance(record, kind)]
+        lately = islice(self._lately.get(key, ()), _MAX_LOOK)
+        return (said or [record for record in lately if isinstance(record, kind)])[:limit]
 
 
 def _instance(name: str) -> str:
@@ -191,15 +227,13 @@ def _instance(name: str) -> str:
     return match[1] if match else ""
 
 
-def _addresses(records: Iterable[DNSAddress]) -> list[IPv4Address | IPv6Address]:
+def _numeric(records: Iterable[DNSAddress]) -> list[IPv4Address | IPv6Address]:
     found: list[IPv4Address | IPv6Address] = []
     for record in records:
         address = ipaddress.ip_address(record.address)
         if address.is_link_local and address.version == 6 and record.scope_id:
             address = ipaddress.ip_address(f"{address}%{record.scope_id}")
         found.append(address)
-        if len(found) == 4 * MAX_ADDRESSES:
-            break
     return found
 
 

@@ -113,10 +113,12 @@ class Dialer:
             route = self._routes.get(candidate.key)
             if route is None:
                 route = self._routes[candidate.key] = _Route(candidate)
-            # Anybody can say another address for it, again and again: neither does that cost the worker to which it
-            # has led, nor is it dialled any faster.
+            # Anybody can say another address for it, again and again: that is not to cost its worker a dial each time.
+            pause = MAX_DELAY if route.tried and route.error is None else FIRST_DELAY
+            if route.candidate != candidate:
+                route.rests_since = None  # it may have moved
             route.candidate, route.until, route.failures = candidate, math.inf, 0
-            route.due = max(self._clock(), route.dialled + FIRST_DELAY)
+            route.due = max(self._clock(), route.dialled + pause)
             if len(self._threads) < MAX_DIALS:
                 self._threads.append(Thread(target=self._run, name="dial", daemon=True))
                 self._threads[-1].start()

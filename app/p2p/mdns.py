@@ -22,6 +22,10 @@ from app.p2p.interfaces import Interface, suitable
 SERVICE = "_llamarpc._tcp.local."
 MAX_ADDRESSES = 16
 """Of one worker."""
+TTL = 1125
+"""Seconds that an announcement is remembered. That of a worker that ended without a goodbye is a dead hint, so it is
+short: the least that zeroconf accepts (RFC 6762, 10, suggests 4500).
+"""
 
 RESCAN = 2.0
 """Seconds between two looks at the interfaces: a new address is announced well within ten."""

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from zeroconf import RecordUpdate, ServiceInfo
+from zeroconf._cache import DNSCache
 from zeroconf._dns import DNSPointer
 from zeroconf._protocol.incoming import DNSIncoming
 from zeroconf._protocol.outgoing import DNSOutgoing
@@ -145,7 +146,7 @@ def read_announcement(data: bytes) -> bool:
     heard: dict[str, Sighting] = {}
     browser = Browser([network().network], lambda one: heard.update({one.instance: one}), lambda one: None)
     browser._interfaces = suitable({"lo"})
-    wire: Any = SimpleNamespace(async_send=lambda question: question.packets())
+    wire: Any = SimpleNamespace(cache=DNSCache(), async_send=lambda question: question.packets())
     browser.async_update_records(wire, packet.now, [RecordUpdate(record) for record in packet.answers()])
     for sighting in heard.values():
         assert sighting.tag == network().tag
@@ -169,7 +170,7 @@ def announcement_seeds() -> list[bytes]:
     seeds = []
     for addresses in ([b"\x7f\0\0\1"], [b"\x7f\0\0\2", bytes(15) + b"\1"]):
         info = ServiceInfo(
-            SERVICE, f"box-1.{SERVICE}", 25052, properties=text, server="box.local.", addresses=addresses
+            SERVICE, f"box-1.{SERVICE}", 25052, properties=text, server="box-1.local.", addresses=addresses
         )
         packet = DNSOutgoing(_RESPONSE)
         pointer = DNSPointer(SERVICE, 12, 1, 4500, info.name)

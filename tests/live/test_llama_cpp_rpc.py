@@ -117,7 +117,7 @@ def test_the_defaults_of_the_server(binary: Path, env: dict[str, str]) -> None:
         (["--", "-H", "example"], 2, "an IPv4 address"),
         (["--", "-H", "192.0.2.1"], 1, "cannot listen on 192.0.2.1:50052"),
         (["--", "-p", "99999"], 2, "a number from 1 to 65535"),
-        (["--backend-assets-path", "/dev/null/x", "--"], 4, "/dev/null is not a directory"),
+        (["--backend-assets-path", "/dev/null/x", "--", "-H", "127.0.0.9"], 4, "/dev/null is not a directory"),
     ],
 )
 def test_one_clear_error(binary: Path, env: dict[str, str], words: list[str], code: int, message: str) -> None:

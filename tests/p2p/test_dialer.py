@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from app.p2p.dialer import FIRST_DELAY, MAX_DIALS, MAX_WARNINGS, Candidate, Dialer, Found
+from app.p2p.dialer import FIRST_DELAY, MAX_DELAY, MAX_DIALS, MAX_WARNINGS, Candidate, Dialer, Found
 from app.p2p.frames import Purpose
 from app.p2p.link import Address, Greeting, Problem, new_head
 from tests.p2p.fake_worker import HANG, FakeWorker, eventually, new_token
@@ -104,15 +104,20 @@ def test_a_candidate_rests_while_its_worker_is_there_and_is_dialled_when_it_is_l
         assert dialed.next() == ("announced", "box-1")
 
 
-def test_other_addresses_for_a_worker_that_is_there_cost_it_nothing_and_count_once_it_is_lost(dialed: Dialed) -> None:
-    """Anybody can say them."""
-    with FakeWorker(OURS) as worker, FakeWorker(OURS, "box-2") as other:
-        dialed.dialer.add(announced(worker.address))
+def test_other_addresses_for_a_worker_that_is_there_are_dialled_but_not_each_time() -> None:
+    """It may have moved, and anybody can say so."""
+    dialed, now = Dialed(), 0.0
+    dialer = Dialer(HEAD, dialed._arrive, dialed._try, lambda: now)
+    with FakeWorker(OURS) as worker, FakeWorker(OURS, "box-2") as other, closing(dialer):
+        dialer.add(announced(worker.address))
         dialed.next()
-        dialed.dialer.add(announced(other.address))
+        for address in [other.address, worker.address] * 4:
+            now += MAX_DELAY / 10
+            dialer.add(announced(address))
         with pytest.raises(Empty):
             dialed.arrived.get(timeout=1.5)
-        dialed.dialer.resume(["announced"])
+        now += MAX_DELAY
+        dialer.add(announced(other.address))
         assert dialed.next() == ("announced", "box-2")
 
 

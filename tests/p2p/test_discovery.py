@@ -427,6 +427,30 @@ def test_an_incomplete_announcement_is_asked_about(watch: Watch, wire: Wire, hea
     assert watch.next("found").worker_id == "terse"
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(("srv", "txt", "a"))), ids="-".join)
+def test_the_parts_of_an_announcement_may_come_one_by_one(watch: Watch, wire: Wire, order: tuple[str, ...]) -> None:
+    """Nobody answers what is asked meanwhile. Said again, for what had come may just have been forgotten."""
+    info = invented("parts")
+
+    def is_found() -> bool:
+        for part in order:
+            wire.say(info, records=(part,))
+        time.sleep(0.1)
+        return bool(watch.present)
+
+    eventually(is_found)
+
+
+def test_other_machines_are_not_asked_for_workers(watch: Watch, wire: Wire) -> None:
+    info = invented("printer")
+    wire.say(info, records=("a",))
+    wire.say(invented("good"))
+    assert watch.next("found").worker_id == "good"
+    wire.sock.settimeout(QUIET)
+    with pytest.raises(TimeoutError):
+        wire.wait_for_question(info.name)
+
+
 def test_a_worker_of_two_networks_with_many_addresses_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it answers does not fit into one packet."""
     many = tuple(ipaddress.ip_interface(f"127.0.{number}.1/8") for number in range(30))
