@@ -34,9 +34,10 @@ ASK_AGAIN = 60.0
 _QUERY = 0
 _PTR, _TXT, _SRV = 12, 16, 33
 _IN = 1
-_HOST = ".local."
-_OURS = re.compile(rf"({INSTANCE_PATTERN})({re.escape('.' + SERVICE)}|{re.escape(_HOST)})")
+_NAME, _HOST = f".{SERVICE}", ".local."
+# Of one record, where others have said another one for it.
 _MAX_VERSIONS = 4
+# Of what others have said for one name: a genuine one has no more than its addresses.
 _MAX_LOOK = 256
 
 RecordT = TypeVar("RecordT", bound=DNSRecord)
@@ -114,7 +115,7 @@ class Browser(Mdns, RecordUpdateListener):
 
     def _wants(self, record: DNSRecord) -> bool:
         """Of what was proved, so that zeroconf tells of its goodbye."""
-        return isinstance(record, DNSPointer) and _instance(record.alias) in self._sightings
+        return isinstance(record, DNSPointer) and _instance(record.alias, _NAME) in self._sightings
 
     def _finish(self, zeroconf: Zeroconf) -> None:
         self._listening = False
@@ -137,12 +138,14 @@ class Browser(Mdns, RecordUpdateListener):
         named: set[str] = set()
         hosts: set[str] = set()
         for record in records:
-            instance = _instance(record.alias if isinstance(record, DNSPointer) else record.name)
-            if not record.is_expired(now):
-                heard.add(record)
-                (hosts if isinstance(record, DNSAddress) else named).add(instance)
-            elif isinstance(record, DNSPointer):
-                self._lose(instance)
+            pointer = record.alias if isinstance(record, DNSPointer) and record.key == SERVICE else ""
+            if record.is_expired(now):
+                self._lose(_instance(pointer, _NAME))
+                continue
+            heard.add(record)
+            named.add(_instance(pointer or record.name, _NAME))
+            if isinstance(record, DNSAddress):
+                hosts.add(_instance(record.name, _HOST))
         for instance in (named | hosts) - {""}:
             texts, services, addresses = heard.of(instance)
             if texts and services and addresses:
@@ -188,8 +191,7 @@ class Browser(Mdns, RecordUpdateListener):
         """Ask for what is missing, once; the answer is mostly a packet with all of it."""
         if len(self._asked) < MAX_QUESTIONS and instance not in self._asked:
             self._asked.add(instance)
-            name = f"{instance}.{SERVICE}"
-            zeroconf.async_send(_question((name, _SRV), (name, _TXT)))
+            zeroconf.async_send(_question((instance + _NAME, _SRV), (instance + _NAME, _TXT)))
 
 
 class _Heard:
@@ -205,11 +207,10 @@ class _Heard:
 
     def of(self, instance: str) -> tuple[list[DNSText], list[DNSService], list[DNSAddress]]:
         """Whatever there is of it, and no more than a genuine one has: anybody may have said it."""
-        name, host = f"{instance}.{SERVICE}", f"{instance}{_HOST}"
         return (
-            self._find(name, DNSText, _MAX_VERSIONS),
-            self._find(name, DNSService, _MAX_VERSIONS),
-            self._find(host, DNSAddress, 4 * MAX_ADDRESSES),
+            self._find(instance + _NAME, DNSText, _MAX_VERSIONS),
+            self._find(instance + _NAME, DNSService, _MAX_VERSIONS),
+            self._find(instance + _HOST, DNSAddress, 4 * MAX_ADDRESSES),
         )
 
     def _find(self, key: str, kind: type[RecordT], limit: int) -> list[RecordT]:
@@ -218,12 +219,12 @@ class _Heard:
         return (said or [record for record in lately if isinstance(record, kind)])[:limit]
 
 
-def _instance(name: str) -> str:
+def _instance(name: str, suffix: str) -> str:
     """In lower case, or each spelling would be another worker; empty for what cannot be one of ours.
 
     Of what is no UTF-8 zeroconf makes names that it cannot write in a question.
     """
-    match = _OURS.fullmatch(name.lower())
+    match = re.fullmatch(f"({INSTANCE_PATTERN}){re.escape(suffix)}", name.lower())
     return match[1] if match else ""
 
 

@@ -444,6 +444,9 @@ def test_the_parts_of_an_announcement_may_come_one_by_one(watch: Watch, wire: Wi
 def test_other_machines_are_not_asked_for_workers(watch: Watch, wire: Wire) -> None:
     info = invented("printer")
     wire.say(info, records=("a",))
+    out = DNSOutgoing(RESPONSE)
+    out.add_answer_at_time(DNSPointer("9.0.0.127.in-addr.arpa.", 12, 1, 4500, f"printer-{RUN}.local."), 0)
+    wire.sock.sendto(out.packets()[0], GROUP)
     wire.say(invented("good"))
     assert watch.next("found").worker_id == "good"
     wire.sock.settimeout(QUIET)
