@@ -173,6 +173,8 @@ class Browser(Mdns, RecordUpdateListener):
 
     def _keep(self, sighting: Sighting) -> None:
         known = self._sightings.get(sighting.instance)
+        if known is not None and set(sighting.addresses) < set(known.addresses):
+            sighting = known  # link-local ones are heard over IPv6 only
         if known is None and len(self._sightings) >= MAX_SIGHTINGS:
             # The oldest has had its chance to be dialled.
             self._lose(next(iter(self._sightings)))

@@ -115,7 +115,7 @@ class Dialer:
                 route = self._routes[candidate.key] = _Route(candidate)
             # Anybody can say another address for it, again and again: that is not to cost its worker a dial each time.
             pause = MAX_DELAY if route.tried and route.error is None else FIRST_DELAY
-            if route.candidate != candidate:
+            if not set(route.candidate.addresses) <= set(candidate.addresses):
                 route.rests_since = None  # it may have moved
             route.candidate, route.until, route.failures = candidate, math.inf, 0
             route.due = max(self._clock(), route.dialled + pause)
@@ -140,6 +140,7 @@ class Dialer:
             for route in (self._routes[key] for key in keys if key in self._routes):
                 if route.rests_since is None:
                     route.lost = route.dialing
+                    route.due = min(route.due, max(now, route.dialled + FIRST_DELAY))
                     continue
                 lasted, route.rests_since = now - route.rests_since, None
                 if lasted >= MAX_DELAY:
