@@ -121,6 +121,18 @@ def test_other_addresses_for_a_worker_that_is_there_are_dialled_but_not_each_tim
         assert dialed.next() == ("announced", "box-2")
 
 
+def test_a_worker_that_is_lost_is_dialled_soon_wherever_it_was_said_to_be(dialed: Dialed) -> None:
+    with FakeWorker(OURS) as worker:
+        dialed.dialer.add(announced(worker.address))
+        dialed.next()
+        dialed.dialer.add(announced(NOWHERE, worker.address))  # more addresses are no move
+        dialed.dialer.add(announced(worker.address))
+        with pytest.raises(Empty):
+            dialed.arrived.get(timeout=0.1)
+        dialed.dialer.resume(["announced"])
+        assert dialed.arrived.get(timeout=MAX_DELAY * 0.8) == ("announced", "box-1")
+
+
 def test_one_that_is_announced_again_and_again_is_dialled_no_faster(dialed: Dialed) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.05)

@@ -475,6 +475,15 @@ def test_a_worker_that_moves_is_told_once_more(watch: Watch, wire: Wire) -> None
     assert moved.addresses[0] == "127.0.0.3"
 
 
+def test_fewer_addresses_are_no_news(watch: Watch, wire: Wire) -> None:
+    """Over IPv4 link-local ones are not heard, over IPv6 they are."""
+    wire.say(invented("box", "127.0.0.2", "127.0.0.3"))
+    both = watch.next("found").addresses
+    wire.say(invented("box", "127.0.0.3"))
+    assert watch.hears_nothing()
+    assert [sighting.addresses for sighting in watch.present.values()] == [both]
+
+
 def test_switched_off_it_does_nothing(watch: Watch) -> None:
     before = threading.active_count()
     with (
