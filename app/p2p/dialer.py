@@ -18,6 +18,8 @@ FIRST_DELAY = 1.0
 """Seconds until a candidate is dialled again; each time twice as long ..."""
 MAX_DELAY = 10.0
 """... up to this, for as long as it is known. A link that lasted longer was no failure."""
+MOVED_DELAY = 3.0
+"""Seconds at least between two dials of a worker that is there and is said to have moved."""
 FAREWELL = 60.0
 """Seconds that a worker is dialled whose link is lost and whose announcement is gone: mDNS alone may have failed."""
 SLOW = 1.0
@@ -114,7 +116,7 @@ class Dialer:
             if route is None:
                 route = self._routes[candidate.key] = _Route(candidate)
             # Anybody can say another address for it, again and again: that is not to cost its worker a dial each time.
-            pause = MAX_DELAY if route.tried and route.error is None else FIRST_DELAY
+            pause = MOVED_DELAY if route.tried and route.error is None else FIRST_DELAY
             if not set(route.candidate.addresses) <= set(candidate.addresses):
                 route.rests_since = None  # it may have moved
             route.candidate, route.until, route.failures = candidate, math.inf, 0

@@ -47,13 +47,17 @@ def saying(host: Host, what: str, token: str, number: int) -> Iterator[subproces
 
 
 def dials(pid: int) -> list[str]:
-    """The IPv4 addresses that the namespace of `pid` is dialling at this moment."""
-    found = []
-    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-        _, _, remote, state, *_ = line.split()
-        if state == SYN_SENT:
-            found.append(socket.inet_ntoa(struct.pack("=I", int(remote.partition(":")[0], 16))))
-    return found
+    """The IPv4 addresses that the namespace of `pid` is dialling at this moment.
+
+    What stands in the table twice: it is read in pieces, and dials come and go meanwhile.
+    """
+    tables = [Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:] for _ in range(2)]
+    first, second = ({tuple(line.split()[1:4]) for line in table} for table in tables)
+    return [
+        socket.inet_ntoa(struct.pack("=I", int(remote.partition(":")[0], 16)))
+        for _, remote, state in first & second
+        if state == SYN_SENT
+    ]
 
 
 def watched(head: Program, inventor: subprocess.Popen[str], seconds: float) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from app.p2p.dialer import FIRST_DELAY, MAX_DELAY, MAX_DIALS, MAX_WARNINGS, Candidate, Dialer, Found
+from app.p2p.dialer import FIRST_DELAY, MAX_DELAY, MAX_DIALS, MAX_WARNINGS, MOVED_DELAY, Candidate, Dialer, Found
 from app.p2p.frames import Purpose
 from app.p2p.link import Address, Greeting, Problem, new_head
 from tests.p2p.fake_worker import HANG, FakeWorker, eventually, new_token
@@ -112,11 +112,11 @@ def test_other_addresses_for_a_worker_that_is_there_are_dialled_but_not_each_tim
         dialer.add(announced(worker.address))
         dialed.next()
         for address in [other.address, worker.address] * 4:
-            now += MAX_DELAY / 10
+            now += MOVED_DELAY / 10
             dialer.add(announced(address))
         with pytest.raises(Empty):
             dialed.arrived.get(timeout=1.5)
-        now += MAX_DELAY
+        now += MOVED_DELAY
         dialer.add(announced(other.address))
         assert dialed.next() == ("announced", "box-2")
 
